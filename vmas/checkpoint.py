@@ -93,7 +93,9 @@ def load(folder, kind: str | None = None) -> tuple[dict, dict]:
     manifest = read_manifest(folder, kind)
     weights = Path(folder) / WEIGHTS
     if file_sha256(weights) != manifest["sha256"]:
-        raise CheckpointError(weights, "the weights differ from the manifest's sha256", "restore the file or train again")
+        raise CheckpointError(
+            weights, "the weights differ from the manifest's sha256", "restore the file or train again"
+        )
     try:
         state = load_file(str(weights))
     except SafetensorError as e:

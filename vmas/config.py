@@ -212,7 +212,11 @@ class Profile:
     @property
     def num_video_tokens(self) -> int:
         """t_v/2, rows of X_v (paper: 48)."""
-        stride, pad, kernel = (self.encoder.patch_stride[0], self.encoder.patch_padding[0], self.encoder.patch_kernel[0])
+        stride, pad, kernel = (
+            self.encoder.patch_stride[0],
+            self.encoder.patch_padding[0],
+            self.encoder.patch_kernel[0],
+        )
         return (self.clip.num_frames + 2 * pad - kernel) // stride + 1
 
 
@@ -239,7 +243,9 @@ def load(profile: str, overrides: dict | None = None) -> Profile:
         if path.suffix not in (".yaml", ".yml"):
             raise UsageError(f"unknown profile {profile!r}: {nearest(profile, PROFILES)}")
         if not path.is_file():
-            raise ConfigError(f"{path}: no such config file; name one of {', '.join(PROFILES)} or an existing YAML file")
+            raise ConfigError(
+                f"{path}: no such config file; name one of {', '.join(PROFILES)} or an existing YAML file"
+            )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as e:

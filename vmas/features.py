@@ -139,7 +139,8 @@ def build_split(profile: Profile, split: str, workers: int | None = None, progre
         arrays[name] = np.lib.format.open_memmap(target, mode=mode, dtype=dtype, shape=shape)
     work = partial(clip_features, profile=profile, dense=split != "train")
     workers = workers or os.cpu_count() or 1
-    bar = tqdm(total=len(files), initial=done, desc=f"features {split}", unit="clip", disable=None if progress else True)
+    hide = None if progress else True
+    bar = tqdm(total=len(files), initial=done, desc=f"features {split}", unit="clip", disable=hide)
     with ProcessPoolExecutor(workers, initializer=_worker_init) as pool, bar:
         for start in range(done, len(files), CHUNK):
             batch = files[start : start + CHUNK]
@@ -153,13 +154,13 @@ def build_split(profile: Profile, split: str, workers: int | None = None, progre
     return folder
 
 
-def build_tokens(profile: Profile, split: str, codec, codec_sha256: str, progress: bool = True) -> Path:
-    """Encode the waveforms of one split to tokens int16 [N,K,t_a]; kept per codec."""
+def build_tokens(profile: Profile, split: str, codec, progress: bool = True) -> Path:
+    """Encode the waveforms of one split to tokens int16 [N,K,t_a]; kept per codec (its weights' sha256)."""
     import torch
     from tqdm.auto import tqdm
 
     folder = paths.features(profile.name) / split
-    out = folder / f"tokens-{codec_sha256[:16]}.npy"
+    out = folder / f"tokens-{codec.sha256[:16]}.npy"
     key = _key(profile, split)
     mark = out.with_suffix(".json")
     if out.is_file() and mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == {"key": key}:
@@ -178,7 +179,7 @@ def build_tokens(profile: Profile, split: str, codec, codec_sha256: str, progres
     return out
 
 
-def load_split(profile: Profile, split: str, codec=None, codec_sha256: str = "", progress: bool = True) -> SplitFeatures:
+def load_split(profile: Profile, split: str, codec=None, progress: bool = True) -> SplitFeatures:
     """Arrays of a split, made first where they are missing; with a codec also its tokens."""
     from vmas.corpus import GENRES, load_manifest
 
@@ -188,7 +189,7 @@ def load_split(profile: Profile, split: str, codec=None, codec_sha256: str = "",
     loaded = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _shapes(profile, 0)}
     tokens = None
     if codec is not None:
-        tokens = np.load(build_tokens(profile, split, codec, codec_sha256, progress), mmap_mode="r")
+        tokens = np.load(build_tokens(profile, split, codec, progress), mmap_mode="r")
     genres = rows["genre"].map({g: i for i, g in enumerate(GENRES)}).to_numpy(dtype=np.int64)
     return SplitFeatures(list(rows["id"]), genres, rows, tokens=tokens, **loaded)
 

@@ -1,0 +1,188 @@
+"""VMAs: the video encoder, the music decoder and the alignment objective, put together (Figure 1).
+
+    L = β·L_c + L_g                                             (section 4.4)
+
+L_g is the beat-weighted cross-entropy (eq. 4), L_c the contrast of pooled video features X̄_v with
+pooled music features M̄, M = Ŷ E (eq. 2). What the paper leaves open is an option of
+`vmas.config.AlignConfig` with the literal reading as default.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vmas import checkpoint, config, losses, patterns
+from vmas.config import Profile
+from vmas.decoder import MusicDecoder
+from vmas.encoder import VideoEncoder, normalise
+from vmas.errors import CheckpointError
+
+KIND = "vmas"
+ARCHITECTURE = ("clip", "codec", "encoder", "decoder", "align")  # what a checkpoint fixes; sampling stays free
+
+
+def build_encoder(profile: Profile) -> VideoEncoder:
+    """The video encoder of a profile: [B,3,t_v,H,W] → X_v [B,t_v/2,d]."""
+    return VideoEncoder.from_config(profile.encoder, profile.clip.num_frames, profile.clip.img_size)
+
+
+def build_decoder(profile: Profile) -> MusicDecoder:
+    """The music decoder of a profile; it holds the projection from the encoder's width to its own."""
+    d = profile.decoder
+    return MusicDecoder(
+        n_q=profile.codec.n_q,
+        card=profile.codec.bins,
+        dim=d.dim,
+        layers=d.layers,
+        heads=d.heads,
+        ff_mult=d.ff_mult,
+        cond_dim=profile.encoder.out_dim,
+        dropout=d.dropout,
+        time_bias_s=d.time_bias_s,
+        frame_rate=profile.codec.frame_rate,
+        cond_rate=profile.clip.fps / profile.encoder.patch_stride[0],
+    )
+
+
+class VMAs(nn.Module):
+    """The model of the paper for one profile.
+
+    Args:
+        profile: sizes and the alignment's options.
+        codec: the frozen codec. It is used for E (the contrast) and to turn tokens into sound; its
+            weights are not part of this module's state.
+    """
+
+    def __init__(self, profile: Profile, codec: nn.Module):
+        super().__init__()
+        self.profile = profile
+        self.encoder = build_encoder(profile)
+        self.decoder = build_decoder(profile)
+        # X̄_v has the encoder's width and M̄ the codec's: one learned linear joins them (open in the paper).
+        self.video_to_music = nn.Linear(profile.encoder.out_dim, profile.codec.dim)
+        self.register_buffer("E", codec.codebooks().detach().float().clone(), persistent=False)
+        object.__setattr__(self, "codec", codec)  # not a submodule: frozen, saved on its own
+
+    @property
+    def device(self) -> torch.device:
+        return self.E.device
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.codec._apply(fn)
+        return self
+
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """X_v [B,t_v/2,d] of uint8 frames [B,t_v,H,W,3]."""
+        return self.encoder(normalise(frames))
+
+    def forward(
+        self, frames: Tensor, codes: Tensor, weights: Tensor | None = None, conditioned: bool = True
+    ) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            frames: uint8 [B,t_v,H,W,3].
+            codes: int64 [B,K,t_a], the codec's tokens of the training audio.
+            weights: P_av float [B,t_a] (eq. 3), or None for uniform weights.
+            conditioned: False drops the condition of the whole batch (guidance training); L_c is then skipped.
+
+        Returns: "loss" (L), "L_g", "L_c" (0 when skipped), "ce" (unweighted cross-entropy), all scalars.
+        """
+        a = self.profile.align
+        b, _, steps = codes.shape
+        X_v = self.encode_video(frames)
+        seq = patterns.delay(codes, self.profile.codec.bins)[..., :-1]
+        keep = torch.full((b,), conditioned, dtype=torch.bool, device=codes.device)
+        logits, mask = patterns.revert_logits(self.decoder(seq, X_v, keep), steps)
+        L_g = losses.weighted_cross_entropy(
+            logits, codes, mask, weights if a.beat_weighting else None, normalise=a.normalise
+        )
+        ce = losses.weighted_cross_entropy(logits.detach(), codes, mask, None)
+        L_c = logits.new_zeros(())
+        if a.contrastive and conditioned:
+            M = losses.music_embedding(logits, self.E, mask)
+            L_c = losses.contrastive_loss(
+                self.video_to_music(X_v.mean(1)), M, temperature=a.temperature, symmetric=a.symmetric, gather=a.gather
+            )
+        else:
+            # Keeps every parameter in the graph, so that distributed reduction sees the same set each step.
+            L_g = L_g + 0.0 * (self.video_to_music(X_v.mean(1)).sum() if a.contrastive else X_v.sum())
+        return {"loss": L_g + a.beta * L_c, "L_g": L_g.detach(), "L_c": L_c.detach(), "ce": ce}
+
+    @torch.inference_mode()
+    def generate_tokens(
+        self, frames: Tensor, seed: int = 0, first: int = 0, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """Sample codes [B,K,t_a] for frames uint8 [B,t_v,H,W,3].
+
+        A clip's result depends on `seed` and on its index (`first` + its row), never on its batch.
+        """
+        s = self.profile.sampling
+        return self.decoder.generate(
+            self.encode_video(frames),
+            self.profile.num_tokens,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            temperature=s.temperature,
+            guidance=s.guidance,
+            seed=seed,
+            first=first,
+            progress=progress,
+        )
+
+    @torch.inference_mode()
+    def generate_waveform(self, frames, seed: int = 0, first: int = 0, progress=None):
+        """Music float32 numpy [B,samples] at the profile's sample rate for frames uint8 [B,t_v,H,W,3]."""
+        self.eval()
+        x = torch.as_tensor(frames, device=self.device)
+        n = self.profile.sampling.batch_size
+        out = []
+        for i in range(0, len(x), n):
+            part = x[i : i + n]
+            done = None
+            if progress is not None:
+
+                def done(step, steps, i=i, part=part):
+                    progress(i * steps + step * len(part), len(x) * steps)
+
+            codes = self.generate_tokens(part, seed, first + i, done)
+            out.append(self.codec.decode(codes)[:, 0, : self.profile.clip.num_samples].float().cpu())
+        return torch.cat(out).numpy()
+
+    def save_pretrained(self, folder, seed: int = 0, training: dict | None = None, half: bool = False) -> Path:
+        """Write the weights and the manifest; the codec is named by the sha256 of its weights."""
+        sha = getattr(self.codec, "sha256", "")
+        about = {**(training or {}), "codec_sha256": sha}
+        whole = dataclasses.asdict(self.profile)
+        about_model = {k: whole[k] for k in ("name", *ARCHITECTURE)}
+        return checkpoint.save(folder, self.state_dict(), KIND, about_model, seed, about, half=half)
+
+    @classmethod
+    def from_pretrained(cls, folder, device: str | torch.device = "cpu", codec: nn.Module | None = None) -> "VMAs":
+        """Load a checkpoint folder; its codec lies in `codec/` inside it or beside it.
+
+        Raises CheckpointError when either is missing, altered, of another architecture, or when the codec
+        is not the one that the model was trained with.
+        """
+        from vmas.codec import load_codec
+
+        folder = Path(folder)
+        state, manifest = checkpoint.load(folder, KIND)
+        about = dict(manifest["config"])
+        profile = config.load(about.pop("name"), about)
+        if codec is None:
+            places = [folder / "codec", folder.parent / "codec"]
+            place = next((p for p in places if (p / checkpoint.MANIFEST).is_file()), None)
+            if place is None:
+                raise CheckpointError(folder, "its codec is missing", "put the codec's checkpoint in codec/ beside it")
+            wanted = manifest["training"].get("codec_sha256")
+            if wanted and checkpoint.read_manifest(place)["sha256"] != wanted:
+                raise CheckpointError(place, f"this is not the codec that {folder.name} was trained with")
+            codec = load_codec(place)
+        model = cls(profile, codec)
+        checkpoint.load_into(model, state, folder)
+        return model.to(device).eval()

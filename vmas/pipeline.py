@@ -1,0 +1,103 @@
+"""What a target needs before it can start, made in order when it is missing.
+
+    corpus → features → codec → tokens → tagger → motion, music, VMAs
+
+In profile mini the weights are committed, so only the test clips are made; in profile smoke
+everything is; in profile paper nothing is made: the weights and the data are the user's.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vmas import checkpoint, paths
+from vmas.config import Profile
+from vmas.errors import WeightsUnavailable
+
+TEST_SPLITS = ("test", "shifted")
+
+
+def _missing(folder: Path) -> bool:
+    return not (folder / checkpoint.MANIFEST).is_file()
+
+
+def plan(profile: Profile, seed: int = 0) -> list[tuple[str, Path, bool]]:
+    """(what, where, already there) for everything that `ensure` looks after."""
+    root, corpus = paths.checkpoints(profile.name), paths.corpus(profile.name)
+    names = ["codec", "tagger", f"vmas-seed{seed}"]
+    steps = [(f"{n} weights", root / n, not _missing(root / n)) for n in names]
+    splits = TEST_SPLITS if all(done for *_, done in steps) else ("train", "val", *TEST_SPLITS)
+    clips = [(f"corpus, split {s}", corpus / s, (corpus / f"{s}.parquet").is_file()) for s in splits]
+    return clips + steps
+
+
+def ensure(
+    profile: Profile,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Make what is missing for generation and evaluation; returns the folder of the checkpoints.
+
+    Raises WeightsUnavailable in profile paper when a checkpoint is missing: nothing is ever replaced by a
+    smaller model.
+    """
+    from vmas.corpus import make
+
+    root = paths.checkpoints(profile.name)
+    model = root / f"vmas-seed{seed}"
+    missing = [d for d in (root / "codec", root / "tagger", model) if _missing(d)]
+    if profile.name == "paper" and missing:
+        raise WeightsUnavailable(
+            f"profile paper needs {missing[0].name} in {missing[0].parent}: train it with 'vmas train --profile paper'"
+            " on the real data (weights of Hiera, MusicGen and EnCodec: 'vmas weights list')"
+        )
+    splits = ("train", "val", *TEST_SPLITS) if missing else TEST_SPLITS
+    say(f"corpus: {', '.join(splits)}")
+    make(paths.corpus(profile.name), profile, splits=splits, workers=workers, progress=progress)
+    if _missing(root / "codec"):
+        say("codec: training")
+        ensure_codec(profile, root / "codec", seed, progress)
+    if _missing(root / "tagger"):
+        say("tagger: training")
+        ensure_tagger(profile, root / "tagger", seed, progress)
+    if _missing(model):
+        from vmas.train import train_profile
+
+        train_profile(profile, seed, device, model, progress, say)
+    return root
+
+
+def ensure_codec(profile: Profile, out: Path, seed: int, progress: bool) -> None:
+    """Train the mini codec on the training split."""
+    from vmas.codec_train import train_codec
+    from vmas.features import build_split
+
+    waves = {
+        s: np.load(build_split(profile, s, progress=progress) / "waveforms.npy", mmap_mode="r")
+        for s in ("train", "val")
+    }
+    train_codec(profile, waves["train"], out, val=waves["val"], seed=seed, progress=progress)
+
+
+def ensure_tagger(profile: Profile, out: Path, seed: int, progress: bool) -> None:
+    """Train the mini tagger on the training split and on its reconstructions by the codec."""
+    from vmas.codec import load_codec
+    from vmas.embedders.tagger_train import train_tagger
+    from vmas.features import load_split
+
+    train, val = (load_split(profile, s, progress=progress) for s in ("train", "val"))
+    codec = load_codec(paths.checkpoints(profile.name) / "codec")
+    train_tagger(
+        profile,
+        train.waveforms,
+        train.genres,
+        codec,
+        out,
+        val=(val.waveforms, val.genres),
+        seed=seed,
+        progress=progress,
+    )

@@ -1,0 +1,124 @@
+"""What is trained, and on which arrays: the three stages of the mini recipe behind one interface.
+
+A task is a module whose `forward(batch)` returns a dict with "loss" and anything worth logging; a
+dataset gives batches from memory-mapped features. `motion` stands for Hiera's Kinetics weights and
+`music` for MusicGen's; at paper scale both are loaded instead and only `vmas` is trained.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vmas import losses, patterns
+from vmas.beats import beat_weights, flow_to_grid, video_beats
+from vmas.config import Profile
+from vmas.decoder import MusicDecoder
+from vmas.encoder import VideoEncoder, normalise
+from vmas.features import SplitFeatures
+from vmas.model import VMAs
+
+FLOW_FLOOR = 0.05  # pixels per frame; log(flow + floor) spreads still and moving frames alike
+
+
+def clip_weights(flow: np.ndarray, beats: np.ndarray, profile: Profile) -> np.ndarray:
+    """P_av float32 [N,t_a] (eq. 3) from flow [N,t_v-1] and music beats P_a [N,t_a]."""
+    a = profile.align
+    out = np.empty(beats.shape, np.float32)
+    for i, (one, P_a) in enumerate(zip(flow, beats, strict=True)):
+        O = flow_to_grid(one, profile.clip.fps, beats.shape[1], profile.codec.frame_rate, flow_time=a.flow_time)
+        P_v = video_beats(O, a.delta, require_positive=a.require_positive)
+        out[i] = beat_weights(P_v, P_a, a.delta, a.alpha, place=a.place)
+    return out
+
+
+class ClipDataset(torch.utils.data.Dataset):
+    """Batches of named arrays of one split; `rows` limits it to a subset (data-size experiments)."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], rows: np.ndarray | None = None):
+        self.arrays = arrays
+        self.rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices) -> dict[str, Tensor]:
+        """One batch: every array at the given positions, int16 tokens widened to int64."""
+        rows = self.rows[np.asarray(indices)]
+        order = np.argsort(rows)  # memory-mapped files read faster forwards
+        back = np.argsort(order)
+        batch = {k: torch.from_numpy(np.ascontiguousarray(a[rows[order]][back])) for k, a in self.arrays.items()}
+        return {k: v.long() if v.dtype == torch.int16 else v for k, v in batch.items()}
+
+
+def motion_data(split: SplitFeatures) -> ClipDataset:
+    return ClipDataset({"frames": split.frames, "flow": split.flow})
+
+
+def music_data(split: SplitFeatures) -> ClipDataset:
+    return ClipDataset({"codes": split.tokens})
+
+
+def vmas_data(split: SplitFeatures, profile: Profile, rows: np.ndarray | None = None) -> ClipDataset:
+    weights = clip_weights(split.flow, split.beats, profile)
+    return ClipDataset({"frames": split.frames, "codes": split.tokens, "weights": weights}, rows)
+
+
+class MotionTask(nn.Module):
+    """Regress the log flow magnitude of every frame pair from X_v (stands for pretrained Hiera).
+
+    Token j of X_v is centred on frame 2j, so it answers for the pairs (2j-1, 2j) and (2j, 2j+1).
+    Flow is also what MV Align looks at: said wherever the mini results are shown.
+    """
+
+    def __init__(self, encoder: VideoEncoder, mean: float, std: float):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.out_dim, 2)
+        self.register_buffer("mean", torch.tensor(float(mean)))
+        self.register_buffer("std", torch.tensor(float(std)))
+
+    @staticmethod
+    def statistics(flow: np.ndarray) -> tuple[float, float]:
+        x = np.log(np.asarray(flow) + FLOW_FLOOR)
+        return float(x.mean()), float(x.std() + 1e-6)
+
+    def forward(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        target = ((batch["flow"] + FLOW_FLOOR).log() - self.mean) / self.std
+        guess = self.head(self.encoder(normalise(batch["frames"]))).flatten(1)[:, 1 : target.shape[1] + 1]
+        loss = F.mse_loss(guess, target)
+        return {"loss": loss, "r2": 1 - loss.detach() / target.var()}
+
+
+class MusicTask(nn.Module):
+    """Next-token prediction on music alone, without a condition (stands for pretrained MusicGen)."""
+
+    def __init__(self, decoder: MusicDecoder, card: int, cond_dim: int, video_tokens: int):
+        super().__init__()
+        self.decoder = decoder
+        self.card, self.cond_dim, self.video_tokens = card, cond_dim, video_tokens
+
+    def forward(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        codes = batch["codes"]
+        b, _, steps = codes.shape
+        X_v = torch.zeros(b, self.video_tokens, self.cond_dim, device=codes.device)
+        keep = torch.zeros(b, dtype=torch.bool, device=codes.device)
+        seq = patterns.delay(codes, self.card)[..., :-1]
+        logits, mask = patterns.revert_logits(self.decoder(seq, X_v, keep), steps)
+        loss = losses.weighted_cross_entropy(logits, codes, mask, None)
+        return {"loss": loss}
+
+
+class VMAsTask(nn.Module):
+    """The paper's objective; drops the condition of a whole batch with probability `cfg_dropout`."""
+
+    def __init__(self, model: VMAs):
+        super().__init__()
+        self.model = model
+        self.cfg_dropout = model.profile.train.cfg_dropout
+        if model.profile.train.freeze_encoder:
+            model.encoder.requires_grad_(False)
+
+    def forward(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        drop = generator is not None and float(torch.rand((), generator=generator)) < self.cfg_dropout
+        return self.model(batch["frames"], batch["codes"], batch["weights"], conditioned=not drop)

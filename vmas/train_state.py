@@ -1,0 +1,83 @@
+"""Everything that a training run needs to go on, as safetensors and JSON: no pickles.
+
+Nested dicts and lists of tensors and plain values (as `optimizer.state_dict()` gives them) are split
+into a flat table of tensors and a JSON skeleton that points into it, so that a restored run continues
+bit for bit.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vmas.errors import CheckpointError
+
+
+def _pack(value: Any, where: str, tensors: dict) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensors[where] = value.detach().cpu().contiguous().clone()
+        return {"tensor": where}
+    if isinstance(value, dict):
+        return {"dict": [[k, _pack(v, f"{where}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_pack(v, f"{where}/{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"plain": value}
+    raise TypeError(f"training state holds a {type(value).__name__} at {where}, which cannot be stored")
+
+
+def _unpack(node: dict, tensors: dict) -> Any:
+    ((kind, value),) = node.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {k: _unpack(v, tensors) for k, v in value}
+    if kind in ("list", "tuple"):
+        items = [_unpack(v, tensors) for v in value]
+        return tuple(items) if kind == "tuple" else items
+    return value
+
+
+def save_state(folder, state: dict) -> None:
+    """Write `state` to `folder`; the folder appears whole or the old one stays."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tensors: dict = {}
+    skeleton = _pack(state, "", tensors)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file(tensors, str(aside / "state.safetensors"))
+        (aside / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(aside, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load_state(folder) -> dict | None:
+    """The state in `folder`, or None when there is none. Raises CheckpointError when it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        # A run killed between the two renames of `save_state` left the previous state aside.
+        folder = folder.with_name(f".{folder.name}.old")
+        if not folder.is_dir():
+            return None
+    try:
+        tensors = load_file(str(folder / "state.safetensors"))
+        return _unpack(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        raise CheckpointError(folder, "the training state is damaged", "remove the folder to start afresh") from e
