@@ -1,0 +1,151 @@
+"""The training loop: schedule, data order, averaging, exact resume, clear failures."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vmas import config, train
+from vmas.errors import CheckpointError, DataError
+from vmas.tasks import ClipDataset
+from vmas.train_state import load_state, save_state
+
+CFG = replace(config.load("smoke").train, val_every=4, checkpoint_every=4, ema_every=2, ema_decay=0.5, weight_decay=0.0)
+
+
+class Line(nn.Module):
+    """y = w·x with dropout, so that the random state matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.w = nn.Linear(3, 1)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, batch, generator=None):
+        loss = (self.w(self.drop(batch["x"])).squeeze(1) - batch["y"]).square().mean()
+        return {"loss": loss}
+
+
+def data(n=40):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 3)).astype(np.float32)
+    return ClipDataset({"x": x, "y": x @ np.array([1, -2, 0.5], np.float32)})
+
+
+def run(folder, steps=10, cfg=CFG, **kw):
+    task = Line()
+    stage = train.Stage("line", steps, 8, 0.05, 2)
+    got = train.fit(task, data(), data(16), cfg, stage, folder, seed=3, device="cpu", progress=False, **kw)
+    return task, got
+
+
+def test_schedule_golden():
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = train.build_schedule(opt, 4000, 10000)
+    seen = {}
+    for step in range(10001):
+        seen[step] = schedule.get_last_lr()[0]
+        opt.step()
+        schedule.step()
+    expected = {0: 0.0, 1: 0.00025, 2000: 0.5, 4000: 1.0, 7000: 0.5, 10000: 0.0}
+    assert {s: seen[s] for s in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_sampler_shows_every_clip_once_an_epoch_and_splits_ranks_without_overlap():
+    whole = list(train.StepSampler(24, 8, 5, 0, 6))
+    for epoch in (whole[:3], whole[3:]):
+        assert sorted(sum(epoch, [])) == list(range(24))
+    assert whole[:3] != whole[3:]
+    halves = [list(train.StepSampler(24, 4, 5, 0, 6, rank, 2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_sampler_continues_where_it_stopped():
+    assert list(train.StepSampler(24, 8, 5, 0, 7))[4:] == list(train.StepSampler(24, 8, 5, 4, 7))
+
+
+def test_sampler_refuses_too_few_clips():
+    with pytest.raises(DataError, match="do not fill one batch"):
+        train.StepSampler(7, 8, 0, 0, 1)
+
+
+def test_training_learns_and_logs(tmp_path):
+    task, got = run(tmp_path, steps=60)
+    assert got["steps"] == 60
+    first, last = got["curve"][0]["loss"], got["curve"][-1]["loss"]
+    assert last < 0.3 * first
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in lines] == [c["step"] for c in got["curve"]]
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_resume_is_bit_identical(tmp_path):
+    through, a = run(tmp_path / "a")
+    run(tmp_path / "b", stop_after=3)
+    resumed, b = run(tmp_path / "b")
+    for p, q in zip(through.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert a["curve"] == b["curve"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "dadapt_adam"])
+def test_resume_with_every_optimizer(tmp_path, optimizer):
+    cfg = replace(CFG, optimizer=optimizer)
+    through, _ = run(tmp_path / "a", cfg=cfg)
+    run(tmp_path / "b", cfg=cfg, stop_after=5)
+    resumed, _ = run(tmp_path / "b", cfg=cfg)
+    assert all(torch.equal(p, q) for p, q in zip(through.parameters(), resumed.parameters(), strict=True))
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(tmp_path, steps=11)
+
+
+def test_result_is_the_moving_average(tmp_path):
+    """With decay 0 the average is the last weights; with decay 1 it stays at its first copy."""
+    last, _ = run(tmp_path / "last", cfg=replace(CFG, ema_decay=0.0))
+    kept, _ = run(tmp_path / "kept", cfg=replace(CFG, ema_decay=1.0))
+    first, _ = run(tmp_path / "first", steps=10, cfg=replace(CFG, ema_decay=1.0, ema_every=10))
+    assert not torch.equal(last.w.weight, kept.w.weight)
+    assert torch.allclose(last.w.weight, first.w.weight)
+
+
+def test_nan_loss_stops_with_a_line(tmp_path):
+    bad = data()
+    bad.arrays["y"][:] = np.nan
+    stage = train.Stage("line", 4, 8, 0.05, 2)
+    with pytest.raises(DataError, match="the loss is nan at step 1"):
+        train.fit(Line(), bad, data(16), CFG, stage, tmp_path, device="cpu", progress=False)
+
+
+def test_unknown_optimizer():
+    with pytest.raises(DataError, match="adamw or dadapt_adam"):
+        train.build_optimizer([torch.zeros(1, requires_grad=True)], replace(CFG, optimizer="sgdd"), 1.0)
+
+
+def test_state_round_trip_keeps_types(tmp_path):
+    state = {"a": torch.arange(3), "b": {0: (1, 2.5, None), "x": [True, "s"]}, "t": torch.zeros(0)}
+    save_state(tmp_path / "s", state)
+    back = load_state(tmp_path / "s")
+    assert torch.equal(back["a"], state["a"])
+    assert back["b"] == state["b"]
+    assert isinstance(back["b"][0], tuple)
+
+
+def test_damaged_state_is_reported(tmp_path):
+    save_state(tmp_path / "s", {"a": torch.arange(3)})
+    (tmp_path / "s" / "state.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_state(tmp_path / "s")
+
+
+def test_state_refuses_what_it_cannot_store(tmp_path):
+    with pytest.raises(TypeError, match="object"):
+        save_state(tmp_path / "s", {"a": object()})
+    assert not (tmp_path / "s").exists()
