@@ -58,7 +58,7 @@ def test_schedule_golden():
 def test_sampler_shows_every_clip_once_an_epoch_and_splits_ranks_without_overlap():
     whole = list(train.StepSampler(24, 8, 5, 0, 6))
     for epoch in (whole[:3], whole[3:]):
-        assert sorted(sum(epoch, [])) == list(range(24))
+        assert sorted(row for batch in epoch for row in batch) == list(range(24))
     assert whole[:3] != whole[3:]
     halves = [list(train.StepSampler(24, 4, 5, 0, 6, rank, 2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
@@ -74,7 +74,7 @@ def test_sampler_refuses_too_few_clips():
 
 
 def test_training_learns_and_logs(tmp_path):
-    task, got = run(tmp_path, steps=60)
+    _, got = run(tmp_path, steps=60)
     assert got["steps"] == 60
     first, last = got["curve"][0]["loss"], got["curve"][-1]["loss"]
     assert last < 0.3 * first

@@ -265,7 +265,7 @@ def _merge(base: dict, over: dict) -> dict:
 def from_dict(cls, data: dict, source: str = "config", where: str = "") -> Any:
     """Build the frozen dataclass `cls` from plain data, checking keys and kinds."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{source}: {where.rstrip(".") or "top level"} must be a mapping, got {type(data).__name__}")
+        raise ConfigError(f"{source}: {where.rstrip('.') or 'top level'} must be a mapping, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in hints:
