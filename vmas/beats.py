@@ -166,9 +166,7 @@ def video_beats(
     return P_v
 
 
-def beat_weights(
-    P_v: np.ndarray, P_a: np.ndarray, delta: int, alpha: float = 0.05, place: str = "video"
-) -> np.ndarray:
+def beat_weights(P_v: np.ndarray, P_a: np.ndarray, delta: int, alpha: float = 0.05, place: str = "video") -> np.ndarray:
     """P_av float32 [..., t_a] of eq. 3: 1 where video and music beats meet within δ tokens, α elsewhere.
 
     `place`: "video" puts the 1 on the video beat, as eq. 3 is written; "onset" on each music beat that

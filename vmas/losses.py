@@ -29,7 +29,9 @@ def contrastive_loss(
     process must hold the same B. Raises DataError when the shapes differ.
     """
     if x.ndim != 2 or x.shape != m.shape:
-        raise DataError(f"eq. 2 needs video and music features of one shape [B,D], got {list(x.shape)}, {list(m.shape)}")
+        raise DataError(
+            f"eq. 2 needs video and music features of one shape [B,D], got {list(x.shape)}, {list(m.shape)}"
+        )
     x, m = F.normalize(x.float(), dim=-1), F.normalize(m.float(), dim=-1)
     start, all_x, all_m = 0, x, m
     if gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -50,7 +52,9 @@ def token_nll(logits: Tensor, codes: Tensor, mask: Tensor | None = None) -> Tens
     broadcastable to [B,K,T] (the [K,T] of the delay pattern is).
     """
     if logits.ndim != 4 or logits.shape[:3] != codes.shape:
-        raise DataError(f"logits {list(logits.shape)} do not fit codes {list(codes.shape)}; [B,K,T,card] and [B,K,T] needed")
+        raise DataError(
+            f"logits {list(logits.shape)} do not fit codes {list(codes.shape)}; [B,K,T,card] and [B,K,T] needed"
+        )
     if mask is not None:
         mask = mask.expand(codes.shape)
         logits = torch.where(mask[..., None], logits, 0)
@@ -76,7 +80,7 @@ def weighted_cross_entropy(
     """
     if normalise not in ("count", "weight"):
         raise UsageError(f"normalise must be 'count' or 'weight', got {normalise!r}")
-    B, K, T = codes.shape
+    B, _, T = codes.shape
     nll = token_nll(logits, codes, mask)
     valid = torch.ones_like(nll) if mask is None else mask.expand(codes.shape).to(nll.dtype)
     w = valid
