@@ -1,0 +1,337 @@
+"""Frames and waveforms of media files, at exactly the asked rates."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from vmas.errors import MediaError
+
+MAX_BYTES = 2 << 30  # largest array that one call returns
+MAX_PIXELS = 8192 * 8192  # largest picture that is decoded; 8K (7680x4320) is half of it
+THREADED_PIXELS = 1280 * 720  # from here on, decoding in threads is worth starting them
+# Matroska rounds timestamps to 1 ms; a frame this little late still counts as shown.
+TIME_SLACK = 1e-3
+# The end of a stream may miss its declared end by this much before the file counts as truncated.
+TRUNCATION_SLACK = 0.5
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file holds. `width` and `height` are as displayed, i.e. after `rotation`.
+
+    `rotation` is in degrees counter-clockwise, `duration_s` that of the video stream (of the audio
+    stream where there is no video), `frames` the container's count or 0 where it has none.
+    """
+
+    path: Path
+    duration_s: float
+    fps: float
+    width: int
+    height: int
+    rotation: int
+    frames: int
+    has_video: bool
+    has_audio: bool
+    sample_rate: int
+    channels: int
+
+
+@contextlib.contextmanager
+def opened(path) -> Iterator[Any]:
+    """Open `path` for reading; every expected failure inside becomes a MediaError about `path`."""
+    p = Path(path)
+    if not p.exists():
+        raise MediaError(path, "no such file")
+    if p.is_dir():
+        raise MediaError(path, "is a folder, not a media file", "name the files in it")
+    if p.is_file() and p.stat().st_size == 0:
+        raise MediaError(path, "the file is empty")
+    if not os.access(p, os.R_OK):
+        raise MediaError(path, "cannot be read", "check its permissions")
+    try:
+        # An absolute path, so that a name such as "a:b.mp4" is not taken for a protocol.
+        with av.open(str(p.absolute()), "r", metadata_errors="replace") as container:
+            yield container
+    except av.error.PermissionError as e:
+        raise MediaError(path, "cannot be read", "check its permissions") from e
+    except av.error.InvalidDataError as e:
+        raise MediaError(path, "not a media file, or truncated") from e
+    except av.error.FFmpegError as e:
+        raise MediaError(path, f"cannot be decoded: {e.strerror}") from e
+
+
+def video_stream(container, path):
+    """The first stream of moving pictures; cover art does not count. Raises MediaError."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    what = "only cover art" if container.streams.video else "no video stream"
+    raise MediaError(path, f"holds {what}", "a video with moving pictures is needed")
+
+
+def stream_seconds(container, stream) -> float | None:
+    """Declared duration of a stream in seconds, or None where the container keeps none for it."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    tag = stream.metadata.get("DURATION", "")  # Matroska: "00:00:05.000000000"
+    with contextlib.suppress(ValueError):
+        h, m, s = tag.split(":")
+        # Matroska counts from the file's time 0, not from the stream's first packet.
+        end = int(h) * 3600 + int(m) * 60 + float(s)
+        return max(0.0, end - start_seconds(stream))
+    return None
+
+
+def start_seconds(stream) -> float:
+    return 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
+
+
+def _origin(container, fallback) -> float:
+    """Time 0 of the file in the container's seconds."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return start_seconds(stream)
+    return start_seconds(fallback)
+
+
+def _matrix(frame) -> tuple[int, int, int, int]:
+    """Signs (a, b, c, d) of the display matrix: x' = a x + c y, y' = b x + d y, with y downward."""
+    for side in frame.side_data:
+        if side.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+            m = np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].astype(np.float64)
+            if np.abs(m).max() > 0:
+                a, b, c, d = (int(v) for v in np.round(m / np.abs(m).max()))
+                return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def _upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Apply a display matrix of right angles and mirrors to [H,W,3]."""
+    a, b, c, d = matrix
+    if b and c:
+        image, flip_x, flip_y = image.transpose(1, 0, 2), c < 0, b < 0
+    else:
+        flip_x, flip_y = a < 0, d < 0
+    return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def _check_pixels(path, stream) -> None:
+    if stream.width * stream.height > MAX_PIXELS:
+        raise MediaError(path, f"pictures of {stream.width}x{stream.height} are too large", "scale the video down")
+
+
+def probe(path) -> MediaInfo:
+    """Describe a file; the first picture is decoded to learn its rotation.
+
+    Raises MediaError when the file cannot be opened or holds neither video nor audio.
+    """
+    with opened(path) as container:
+        audio = container.streams.audio[0] if container.streams.audio else None
+        try:
+            video = video_stream(container, path)
+        except MediaError:
+            if audio is None:
+                raise
+            video = None
+        main = audio if video is None else video
+        seconds = stream_seconds(container, main)
+        if seconds is None:
+            seconds = (container.duration or 0) / av.time_base
+        width = height = rotation = 0
+        if video is not None:
+            _check_pixels(path, video)
+            width, height = video.width, video.height
+            first = next(container.decode(video), None)
+            if first is not None:
+                a, b, c, d = _matrix(first)
+                rotation = first.rotation % 360
+                if b and c:
+                    width, height = height, width
+        return MediaInfo(
+            path=Path(path),
+            duration_s=seconds,
+            fps=float(video.average_rate or video.guessed_rate or 0) if video is not None else 0.0,
+            width=width,
+            height=height,
+            rotation=rotation,
+            frames=video.frames if video is not None else 0,
+            has_video=video is not None,
+            has_audio=audio is not None,
+            sample_rate=audio.rate if audio is not None else 0,
+            channels=audio.channels if audio is not None else 0,
+        )
+
+
+def _decode(container, stream) -> Iterator[Any]:
+    """Frames of a stream; a packet that cannot be decoded is passed over, as players do."""
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except (av.error.InvalidDataError, av.error.EOFError):
+            continue
+
+
+def _square(image: np.ndarray, size: int, aspect: float) -> np.ndarray:
+    """Scale the shorter side of [H,W,3] to `size`, then cut the centre square. `aspect` is a pixel's width/height."""
+    import cv2
+
+    h, w = image.shape[:2]
+    scale = size / min(h, w * aspect)
+    new_h, new_w = max(size, round(h * scale)), max(size, round(w * aspect * scale))
+    if (new_h, new_w) != (h, w):
+        how = cv2.INTER_AREA if new_h <= h and new_w <= w else cv2.INTER_LINEAR
+        image = cv2.resize(image, (new_w, new_h), interpolation=how)
+    top, left = (new_h - size) // 2, (new_w - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def _picture(frame, size: int | None, aspect: float) -> np.ndarray:
+    """uint8 [H,W,3], upright, of a decoded frame."""
+    image = frame.to_ndarray(format="rgb24")
+    if size is not None:
+        image = _square(image, size, aspect)
+    return _upright(image, _matrix(frame))
+
+
+def iter_frames(
+    path, fps: float, size: int | None, start_s: float = 0.0, duration_s: float | None = None
+) -> Iterator[np.ndarray]:
+    """Yield uint8 [H,W,3] frames one by one; see `read_frames`. Only one picture is held at a time."""
+    if fps <= 0 or start_s < 0 or (duration_s is not None and duration_s <= 0):
+        raise ValueError("fps and duration_s must be positive, start_s must not be negative")
+    with opened(path) as container:
+        stream = video_stream(container, path)
+        _check_pixels(path, stream)
+        many = stream.width * stream.height >= THREADED_PIXELS
+        stream.codec_context.thread_count = min(4, os.cpu_count() or 1) if many else 1
+        if many:
+            stream.thread_type = "AUTO"
+        origin = start_seconds(stream)
+        declared = stream_seconds(container, stream)
+        if declared is not None and start_s >= declared > 0:
+            raise MediaError(path, f"is {declared:.2f} s long, it has no second {start_s:g}")
+        aspect = float(stream.sample_aspect_ratio or 1)
+        wanted = None if duration_s is None else max(1, round(duration_s * fps))
+        if wanted is None and declared:
+            wanted = max(1, round((declared - start_s) * fps))
+        if start_s:
+            container.seek(int((start_s + origin) / stream.time_base), stream=stream, backward=True)
+        shown, end, i = None, 0.0, 0  # picture on screen, when it ends, index of the next sample
+        image = None
+        for frame in _decode(container, stream):
+            t = end if frame.pts is None else float(frame.pts * frame.time_base) - origin
+            if shown is not None:
+                while (wanted is None or i < wanted) and start_s + i / fps < t - TIME_SLACK:
+                    image = _picture(shown, size, aspect) if image is None else image
+                    yield image
+                    i += 1
+                if i == wanted:
+                    return
+            length = frame.duration * frame.time_base if frame.duration else 1 / (stream.average_rate or 25)
+            shown, image, end = frame, None, t + float(length)
+        if shown is None:
+            raise MediaError(path, "holds no picture that can be decoded", "it is truncated or damaged")
+        asked = start_s + (wanted or 0) / fps
+        if declared and end < min(declared, asked) - max(TRUNCATION_SLACK, 2 / fps):
+            raise MediaError(path, f"is truncated: {end:.2f} s of {declared:.2f} s can be read")
+        if wanted is None:
+            wanted = max(i + 1, round((end - start_s) * fps))
+        image = _picture(shown, size, aspect) if image is None else image
+        for _ in range(i, wanted):
+            yield image
+
+
+def read_frames(
+    path, fps: float, size: int | None, start_s: float = 0.0, duration_s: float | None = None
+) -> np.ndarray:
+    """Frames uint8 [T,H,W,3] (RGB) of a video, sampled at `fps`.
+
+    Sample i is the picture shown at start_s + i/fps (sample and hold, so variable frame rates keep
+    their timing); T = round(duration·fps), at least 1, and the last picture is held where the
+    video ends earlier. Rotation and mirroring from the display matrix and the pixels' aspect ratio
+    are applied. With `size` the shorter side is scaled to it and the centre square is cut
+    (appendix B: 224); None keeps the stored size.
+
+    Raises MediaError when the file has no video, is truncated or damaged, starts after `start_s`,
+    or when the result would exceed MAX_BYTES.
+    """
+    images: list[np.ndarray] = []
+    out = None
+    for i, image in enumerate(iter_frames(path, fps, size, start_s, duration_s)):
+        if out is None and (i + 1) * image.nbytes > MAX_BYTES:
+            raise MediaError(path, f"its frames need more than {MAX_BYTES >> 30} GB", "read a shorter part or a smaller size")
+        images.append(image)
+    return np.stack(images)
+
+
+def read_audio(
+    path, sample_rate: int = 32000, mono: bool = True, start_s: float = 0.0, duration_s: float | None = None
+) -> np.ndarray:
+    """Waveform float32 [C,N] in [-1,1] of the first audio stream at `sample_rate`; C = 1 when `mono`.
+
+    With `duration_s` N = round(duration_s·sample_rate) exactly, with silence where the file ends
+    earlier; else N runs to the end of the audio. Mono is the mean of the channels. Resampling by soxr.
+
+    Raises MediaError when there is no audio, when it holds NaN or infinite samples, starts after
+    `start_s`, or when the result would exceed MAX_BYTES.
+    """
+    import soxr
+
+    with opened(path) as container:
+        if not container.streams.audio:
+            raise MediaError(path, "has no audio")
+        stream = container.streams.audio[0]
+        origin = _origin(container, stream)
+        if start_s:
+            # A little early: lossy codecs need a few frames to settle after a seek.
+            container.seek(int((max(0.0, start_s - 0.25) + origin) / stream.time_base), stream=stream, backward=True)
+        to_float = av.AudioResampler(format="fltp")
+        parts: list[np.ndarray] = []
+        resample = None
+        rate, position, kept, out_bytes = stream.rate, None, 0, 0
+        stop = None if duration_s is None else round((start_s + duration_s) * rate)
+        for frame in _decode(container, stream):
+            if position is None:
+                t = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - origin
+                position = round(t * rate)  # of the next sample, from the file's time 0
+                gap = position - round(start_s * rate)
+                if gap > 0:
+                    channels = 1 if mono else stream.channels
+                    parts.append(np.zeros((channels, round(gap * sample_rate / rate)), np.float32))
+            for piece in to_float.resample(frame):
+                x = piece.to_ndarray()
+                lo = max(0, round(start_s * rate) - position)
+                hi = x.shape[1] if stop is None else max(0, stop - position)
+                position += x.shape[1]
+                x = x[:, lo:hi]
+                if not x.size:
+                    continue
+                if not np.isfinite(x).all():
+                    raise MediaError(path, "its audio holds NaN or infinite samples", "export the audio again")
+                x = x.mean(0, keepdims=True) if mono else x
+                kept += x.shape[1]
+                if rate != sample_rate:
+                    resample = resample or soxr.ResampleStream(rate, sample_rate, x.shape[0], dtype="float32")
+                    x = np.ascontiguousarray(resample.resample_chunk(np.ascontiguousarray(x.T)).T)
+                parts.append(x)
+                out_bytes += x.nbytes
+                if out_bytes > MAX_BYTES:
+                    raise MediaError(path, f"its audio needs more than {MAX_BYTES >> 30} GB", "read a shorter part")
+            if stop is not None and position >= stop:
+                break
+        if position is None:
+            raise MediaError(path, "its audio cannot be decoded", "it is truncated or damaged")
+        if not kept:
+            raise MediaError(path, f"its audio ends before second {start_s:g}")
+        if resample is not None:
+            channels = parts[-1].shape[0]
+            parts.append(resample.resample_chunk(np.zeros((0, channels), np.float32), last=True).T)
+    wav = np.concatenate(parts, axis=1)
+    n = wav.shape[1] if duration_s is None else round(duration_s * sample_rate)
+    return np.ascontiguousarray(np.pad(wav, ((0, 0), (0, max(0, n - wav.shape[1]))))[:, :n])
