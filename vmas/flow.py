@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache as cached
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 CACHE_VERSION = 1
 RAFT_MIN_SIZE = 128  # smallest side that torchvision's correlation pyramid takes
 RAFT_STRIDE = 8
+DIS_MIN_SIZE = 12  # OpenCV refuses frames with both sides below
 
 # TempoTokens av_align.py: pyr_scale, levels, winsize, iterations, poly_n, poly_sigma, flags.
 FARNEBACK = (0.5, 3, 15, 3, 5, 1.2, 0)
@@ -58,6 +60,8 @@ class DISFlow:
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         import cv2
 
+        if max(frames.shape[1:3]) < DIS_MIN_SIZE:
+            raise DataError(f"DIS flow needs a side of at least {DIS_MIN_SIZE} pixels, got {frames.shape[1:3]}")
         dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         return _dense_flow(frames, lambda a, b: dis.calc(a, b, None))
 
@@ -122,8 +126,9 @@ def raft_large() -> "torch.nn.Module":
 ESTIMATORS: dict[str, Callable[[], FlowEstimator]] = {"farneback": FarnebackFlow, "dis": DISFlow, "raft": RAFTFlow}
 
 
+@cached
 def build_estimator(method: str) -> FlowEstimator:
-    """The estimator `farneback`, `dis` or `raft`. Raises UsageError for another name."""
+    """The estimator `farneback`, `dis` or `raft`, built once. Raises UsageError for another name."""
     if method not in ESTIMATORS:
         raise UsageError(f"unknown flow method {method!r}: {nearest(method, ESTIMATORS)}")
     return ESTIMATORS[method]()

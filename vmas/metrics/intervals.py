@@ -1,0 +1,119 @@
+"""Confidence intervals of means by the bootstrap (scipy.stats), the same for every table.
+
+NaN marks a clip without a value (MV Align with no peak on either side); it is left out and counted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from vmas.errors import DataError, UsageError
+
+METHODS = {"percentile": "percentile", "bca": "BCa"}
+
+
+@dataclass(frozen=True)
+class MeanCI:
+    """Mean with its interval [lo, hi], over `n` values; `left_out` values were NaN."""
+
+    mean: float
+    lo: float
+    hi: float
+    n: int
+    left_out: int
+
+
+def mean_ci(
+    values: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 0.95, method: str = "percentile"
+) -> tuple[float, float]:
+    """Bootstrap interval (lo, hi) of the mean of `values` [N]; `n` resamples, deterministic by `seed`.
+
+    NaN values are left out. Equal values give (c, c). Fewer than two values give (nan, nan): one value
+    says nothing about its own spread. `method` is "percentile" or "bca". Raises DataError for infinite values.
+    """
+    ci = summarise(values, seed, n, confidence, method)
+    return ci.lo, ci.hi
+
+
+def summarise(
+    values: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 0.95, method: str = "percentile"
+) -> MeanCI:
+    """As `mean_ci`, with the mean and the counts."""
+    if method not in METHODS:
+        raise UsageError(f"interval method must be one of {', '.join(METHODS)}, got {method!r}")
+    x, left_out = _kept(np.asarray(values, np.float64).ravel())
+    mean = float(x.mean()) if x.size else float("nan")
+    if x.size < 2:
+        return MeanCI(mean, float("nan"), float("nan"), x.size, left_out)
+    if np.ptp(x) == 0:
+        return MeanCI(float(x[0]), float(x[0]), float(x[0]), x.size, left_out)
+    ci = stats.bootstrap(
+        (x,), np.mean, n_resamples=n, batch=256, confidence_level=confidence, method=METHODS[method],
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return MeanCI(mean, float(ci.low), float(ci.high), x.size, left_out)
+
+
+def paired_difference(
+    a: np.ndarray, b: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 0.95, method: str = "percentile"
+) -> MeanCI:
+    """Mean of a - b over the same clips [N] and its interval; a pair with a NaN on either side is left out."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise DataError(
+            f"paired differences need the same clips on both sides, got {list(a.shape)} and {list(b.shape)}"
+        )
+    return summarise(a - b, seed, n, confidence, method)
+
+
+def stratified(values: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 0.95) -> MeanCI:
+    """Mean of `values` [seeds, clips] with an interval that counts both as drawn by chance.
+
+    Every resample draws training seeds, and one set of clips for all of them (the seeds were evaluated on
+    the same clips, so they are crossed and not nested). The mean is that of the seeds' own means, so a
+    seed with more NaN weighs no less. With one seed only the clips vary, and with few seeds the
+    interval is too narrow, as every bootstrap of few units is: print their number.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 2 or 0 in x.shape:
+        raise DataError(f"stratified intervals need values [seeds,clips], got {list(x.shape)}")
+    _, left_out = _kept(x.ravel())
+    seeds, clips = x.shape
+    valid = ~np.isnan(x)
+    if not valid.any(axis=1).all():
+        raise DataError("a seed has no valid clip at all")
+    mean = float(np.mean([row[ok].mean() for row, ok in zip(x, valid, strict=True)]))
+    if clips < 2:
+        return MeanCI(mean, float("nan"), float("nan"), x.size - left_out, left_out)
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(clips, np.full(clips, 1 / clips), size=n).astype(np.float64)
+    total, count = times @ np.where(valid, x, 0).T, times @ valid.T.astype(np.float64)
+    per_seed = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    picked = np.take_along_axis(per_seed, rng.integers(seeds, size=(n, seeds)), axis=1)
+    ok = ~np.isnan(picked).any(axis=1)
+    tail = (1 - confidence) / 2
+    lo, hi = np.quantile(picked[ok].mean(axis=1), [tail, 1 - tail])
+    return MeanCI(mean, float(lo), float(hi), x.size - left_out, left_out)
+
+
+def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share; `successes` may be a half (ties counted half). (nan, nan) for n = 0."""
+    if not 0 <= successes <= n:
+        raise DataError(f"{successes} successes of {n} is not a share")
+    if n == 0:
+        return float("nan"), float("nan")
+    if float(successes).is_integer():
+        ci = stats.binomtest(int(successes), n).proportion_ci(confidence, method="wilson")
+        return float(ci.low), float(ci.high)
+    z, p = stats.norm.ppf((1 + confidence) / 2), successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return float(centre - half), float(centre + half)
+
+
+def _kept(x: np.ndarray) -> tuple[np.ndarray, int]:
+    if np.isinf(x).any():
+        raise DataError("a mean over infinite values has no interval")
+    kept = x[~np.isnan(x)]
+    return kept, x.size - kept.size
