@@ -11,10 +11,12 @@ import av
 import numpy as np
 
 from vmas.errors import MediaError
-from vmas.media.read import opened, video_stream
+from vmas.media.read import TRUNCATION_SLACK, opened, stream_seconds, video_stream
 
 AUDIO_BIT_RATE = 128_000
 AAC_FRAME = 1024
+CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+OPUS_RATE = 48000  # WebM holds no AAC; Opus knows no 32 kHz
 
 
 @contextlib.contextmanager
@@ -125,9 +127,110 @@ def write_clip(
     return Path(path)
 
 
-def video_seconds(path):
-    raise NotImplementedError
+def _packets(container, stream, path) -> Iterator[av.Packet]:
+    """Packets of one stream, still encoded. A failure to read is about `path`, whoever consumes them."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.error.FFmpegError as e:
+        raise MediaError(path, f"cannot be read to its end: {e.strerror}") from e
 
 
-def mux(video_path, audio, sample_rate, out_path):
-    raise NotImplementedError
+def _span(path, limit_s: float | None) -> tuple[int, int, int, Fraction]:
+    """(first timestamp, end, packets to keep, time base) of the video up to `limit_s`; decodes nothing."""
+    with opened(path) as container:
+        stream = video_stream(container, path)
+        base = stream.time_base
+        usual = int(1 / (stream.average_rate or 25) / base)
+        rows = [
+            (p.dts if p.pts is None else p.pts, p.duration or usual, p.is_discard)
+            for p in _packets(container, stream, path)
+            if p.pts is not None or p.dts is not None
+        ]
+        shown = [t for t, _, dropped in rows if not dropped]
+        if not shown:
+            raise MediaError(path, "holds no picture", "it is truncated or damaged")
+        start = min(shown)
+        declared = stream_seconds(container, stream)
+    end = max(t + d for t, d, _ in rows)
+    if declared and (end - start) * base < declared - max(TRUNCATION_SLACK, 2 * usual * base):
+        raise MediaError(path, f"is truncated: {float((end - start) * base):.2f} s of {declared:.2f} s can be read")
+    keep = len(rows)
+    if limit_s is not None:
+        # Up to the last packet, in decoding order, that is shown before the limit: none of its references is lost.
+        keep = 1 + max(i for i, (t, _, _) in enumerate(rows) if t == start or (t - start) * base < limit_s)
+        end = max(t + d for t, d, _ in rows[:keep])
+    return start, end, keep, base
+
+
+def video_seconds(path, limit_s: float | None = None) -> float:
+    """Exact length in seconds of the video that `mux` would write, from its packets' timestamps.
+
+    `limit_s` cuts the video; it ends with the first whole picture at or after it (up to a few
+    pictures later, where pictures are stored out of order). Raises MediaError.
+    """
+    start, end, _, base = _span(path, limit_s)
+    return float((end - start) * base)
+
+
+def mux(video_path, audio: np.ndarray, sample_rate: int, out_path, limit_s: float | None = None) -> Path:
+    """Copy the video stream of `video_path` to `out_path`, without encoding it again, with `audio` float32 [C,N].
+
+    The audio replaces what the file had; it is cut, or continued by silence, to the exact length of
+    the video (`video_seconds`) and stored as AAC (as Opus in .webm, which holds no AAC). Rotation is
+    kept; subtitles and other streams are not. Equal input gives equal bytes.
+
+    Raises MediaError when the video cannot be read, when the container of `out_path` does not take
+    its codec, when `out_path` is the input, or when it cannot be written.
+    """
+    out_path = Path(out_path)
+    suffix = out_path.suffix.lower()
+    audio = _check_audio(audio, out_path)
+    if suffix not in CONTAINERS:
+        raise MediaError(out_path, "unknown kind of video file", f"end the name in {', '.join(CONTAINERS)}")
+    if out_path.exists() and os.path.samefile(video_path, out_path):
+        raise MediaError(out_path, "would overwrite its own input", "give another name with -o")
+    start, end, keep, base = _span(video_path, limit_s)
+    if suffix == ".webm" and sample_rate != OPUS_RATE:
+        import soxr
+
+        audio = soxr.resample(audio.T, sample_rate, OPUS_RATE).astype(np.float32).T
+        sample_rate = OPUS_RATE
+    n = round((end - start) * base * sample_rate)
+    audio = np.pad(audio, ((0, 0), (0, max(0, n - audio.shape[1]))))[:, :n]
+    options = {"fflags": "+bitexact"} | ({} if suffix in (".mkv", ".webm") else {"movflags": "+faststart"})
+    with opened(video_path) as source, aside(out_path) as temporary:
+        video = video_stream(source, video_path)
+        codec = video.codec_context.codec.canonical_name
+        with av.open(str(temporary), "w", options=options) as out:
+            refused = MediaError(
+                out_path, f"{suffix} files cannot hold the {codec} video of {video_path}", "name the output .mkv"
+            )
+            if codec not in out.supported_codecs:
+                raise refused
+            pictures = out.add_stream_from_template(video)
+            sound = _add_audio(out, "libopus" if suffix == ".webm" else "aac", sample_rate, audio.shape[0])
+            try:
+                out.start_encoding()
+            except (av.error.ArgumentError, av.error.InvalidDataError) as e:
+                raise refused from e
+            coming = _audio_packets(sound, audio, sample_rate)
+            waiting = next(coming, None)
+            for i, packet in enumerate(_packets(source, video, video_path)):
+                if i == keep:
+                    break
+                if packet.pts is not None:
+                    packet.pts -= start
+                if packet.dts is not None:
+                    packet.dts -= start
+                    # Audio up to the same moment first, so that the muxer has nothing to hold back.
+                    while waiting is not None and waiting.dts * waiting.time_base <= packet.dts * base:
+                        out.mux(waiting)
+                        waiting = next(coming, None)
+                packet.stream = pictures
+                out.mux(packet)
+            while waiting is not None:
+                out.mux(waiting)
+                waiting = next(coming, None)
+    return out_path
