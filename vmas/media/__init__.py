@@ -7,9 +7,10 @@ one line (MediaError) instead of filling the memory.
 """
 
 from vmas.media.read import MAX_BYTES, MAX_PIXELS, MediaInfo, iter_frames, probe, read_audio, read_frames
-from vmas.media.write import aside, mux, video_seconds, write_clip
+from vmas.media.write import CONTAINERS, aside, mux, video_seconds, write_clip
 
 __all__ = [
+    "CONTAINERS",
     "MAX_BYTES",
     "MAX_PIXELS",
     "MediaInfo",

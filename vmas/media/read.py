@@ -43,6 +43,7 @@ class MediaInfo:
     has_audio: bool
     sample_rate: int
     channels: int
+    comment: str = ""
 
 
 @contextlib.contextmanager
@@ -170,6 +171,7 @@ def probe(path) -> MediaInfo:
             has_audio=audio is not None,
             sample_rate=audio.rate if audio is not None else 0,
             channels=audio.channels if audio is not None else 0,
+            comment=container.metadata.get("comment") or container.metadata.get("COMMENT", ""),
         )
 
 

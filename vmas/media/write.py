@@ -174,12 +174,15 @@ def video_seconds(path, limit_s: float | None = None) -> float:
     return float((end - start) * base)
 
 
-def mux(video_path, audio: np.ndarray, sample_rate: int, out_path, limit_s: float | None = None) -> Path:
+def mux(
+    video_path, audio: np.ndarray, sample_rate: int, out_path, limit_s: float | None = None, comment: str = ""
+) -> Path:
     """Copy the video stream of `video_path` to `out_path`, without encoding it again, with `audio` float32 [C,N].
 
     The audio replaces what the file had; it is cut, or continued by silence, to the exact length of
     the video (`video_seconds`) and stored as AAC (as Opus in .webm, which holds no AAC). Rotation is
-    kept; subtitles and other streams are not. Equal input gives equal bytes.
+    kept; subtitles and other streams are not. `comment` goes into the metadata. Equal input gives
+    equal bytes. Arguments `limit_s` as in `video_seconds`.
 
     Raises MediaError when the video cannot be read, when the container of `out_path` does not take
     its codec, when `out_path` is the input, or when it cannot be written.
@@ -211,6 +214,8 @@ def mux(video_path, audio: np.ndarray, sample_rate: int, out_path, limit_s: floa
                 raise refused
             pictures = out.add_stream_from_template(video)
             sound = _add_audio(out, "libopus" if suffix == ".webm" else "aac", sample_rate, audio.shape[0])
+            if comment:
+                out.metadata["comment"] = comment
             try:
                 out.start_encoding()
             except (av.error.ArgumentError, av.error.InvalidDataError) as e:
