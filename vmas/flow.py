@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CACHE_VERSION = 1
 RAFT_MIN_SIZE = 128  # smallest side that torchvision's correlation pyramid takes
 RAFT_STRIDE = 8
-DIS_MIN_SIZE = 12  # OpenCV refuses frames with both sides below
+DIS_MIN_SIZE = 12  # OpenCV refuses frames with both sides below, and is not to be trusted near it
 
 # TempoTokens av_align.py: pyr_scale, levels, winsize, iterations, poly_n, poly_sigma, flags.
 FARNEBACK = (0.5, 3, 15, 3, 5, 1.2, 0)
@@ -49,7 +49,7 @@ class FarnebackFlow:
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         import cv2
 
-        return _dense_flow(frames, lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, *FARNEBACK))
+        return _dense_flow(frames, lambda a, b, start: cv2.calcOpticalFlowFarneback(a, b, start, *FARNEBACK))
 
 
 class DISFlow:
@@ -60,10 +60,10 @@ class DISFlow:
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         import cv2
 
-        if max(frames.shape[1:3]) < DIS_MIN_SIZE:
-            raise DataError(f"DIS flow needs a side of at least {DIS_MIN_SIZE} pixels, got {frames.shape[1:3]}")
-        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        return _dense_flow(frames, lambda a, b: dis.calc(a, b, None))
+        if min(frames.shape[1:3]) < DIS_MIN_SIZE:
+            raise DataError(f"DIS flow needs sides of at least {DIS_MIN_SIZE} pixels, got {frames.shape[1:3]}")
+        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        return _dense_flow(frames, dis.calc)
 
 
 class RAFTFlow:
@@ -177,7 +177,7 @@ def _dense_flow(frames: np.ndarray, pair_flow: Callable) -> np.ndarray:
         before = cv2.cvtColor(frames[0], cv2.COLOR_RGB2GRAY)
         for i, frame in enumerate(frames[1:]):
             after = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-            flow = pair_flow(before, after)
+            flow = pair_flow(before, after, None)  # DIS would start from a given flow; every pair stands alone
             out[i] = cv2.mean(cv2.magnitude(flow[..., 0], flow[..., 1]))[0]
             before = after
     return out

@@ -32,7 +32,7 @@ def contrastive_loss(
         raise DataError(
             f"eq. 2 needs video and music features of one shape [B,D], got {list(x.shape)}, {list(m.shape)}"
         )
-    x, m = F.normalize(x.float(), dim=-1), F.normalize(m.float(), dim=-1)
+    x, m = F.normalize(_full(x), dim=-1), F.normalize(_full(m), dim=-1)
     start, all_x, all_m = 0, x, m
     if gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         start = dist.get_rank() * len(x)
@@ -59,7 +59,7 @@ def token_nll(logits: Tensor, codes: Tensor, mask: Tensor | None = None) -> Tens
         mask = mask.expand(codes.shape)
         logits = torch.where(mask[..., None], logits, 0)
         codes = torch.where(mask, codes, 0)
-    nll = F.cross_entropy(logits.float().flatten(0, 2), codes.flatten(), reduction="none").view(codes.shape)
+    nll = F.cross_entropy(_full(logits).flatten(0, 2), codes.flatten(), reduction="none").view(codes.shape)
     return nll if mask is None else torch.where(mask, nll, 0)
 
 
@@ -109,13 +109,18 @@ def music_embedding(logits: Tensor, codebooks: Tensor, mask: Tensor | None = Non
     valid = None if mask is None else mask.expand(B, K, T)
     if valid is not None:
         logits = torch.where(valid[..., None], logits, 0)
-    y = logits.float().softmax(dim=-1) if output == "softmax" else logits.float()
+    y = _full(logits).softmax(dim=-1) if output == "softmax" else _full(logits)
     if valid is None:
         mean = y.mean(dim=2)
     else:
         v = valid.to(y.dtype)
         mean = torch.einsum("bktc,bkt->bkc", y, v) / v.sum(dim=2).clamp(min=1)[..., None]
     return torch.einsum("bkc,kcd->bd", mean, codebooks.detach().to(mean.dtype))
+
+
+def _full(x: Tensor) -> Tensor:
+    """Half precision to float32; the losses are never formed in bfloat16."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class _Gather(torch.autograd.Function):
@@ -129,8 +134,8 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
         dist.all_reduce(grad)
         start = dist.get_rank() * ctx.rows
         return grad[start : start + ctx.rows]
