@@ -115,7 +115,7 @@ class VGGish(nn.Module):
     ) -> np.ndarray:
         """Embeddings float32 [P,128] of a waveform; arguments and errors as in `patches`."""
         x = torch.from_numpy(patches(wav, sample_rate, variant))
-        device = self.embeddings[0].weight.device
+        device = next(self.parameters()).device
         self.eval()
         return np.concatenate([self(part.to(device)).cpu().numpy() for part in x.split(batch_size)])
 
