@@ -186,7 +186,8 @@ def load_music_tagger(path: str | Path | None = None, device: str = "cpu") -> Mu
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         state = {k.removeprefix("network."): v for k, v in state.items() if not k.startswith("teacher")}
-        model = MusicTagger(attention_ndim=state["cls_token"].numel(), tags=state["mlp_head.1.bias"].numel())
+        sizes = [state[k].shape[0] for k in ("frontend.layer1.conv_1.weight", "cls_token", "mlp_head.1.bias")]
+        model = MusicTagger(conv_ndim=sizes[0], attention_ndim=sizes[1], tags=sizes[2])
         model.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, pickle.UnpicklingError) as e:
         raise CheckpointError(path, "not the music tagging transformer", " ".join(str(e).split())[:200]) from e
