@@ -4,6 +4,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import av
 import numpy as np
 
 from vmas.errors import MediaError
-from vmas.media.read import TRUNCATION_SLACK, opened, stream_seconds, video_stream
+from vmas.media.read import check_complete, opened, stream_seconds, video_stream
 
 AUDIO_BIT_RATE = 128_000
 AAC_FRAME = 1024
@@ -137,31 +138,58 @@ def _packets(container, stream, path) -> Iterator[av.Packet]:
         raise MediaError(path, f"cannot be read to its end: {e.strerror}") from e
 
 
-def _span(path, limit_s: float | None) -> tuple[int, int, int, Fraction]:
-    """(first timestamp, end, packets to keep, time base) of the video up to `limit_s`; decodes nothing."""
+@dataclass(frozen=True)
+class _Span:
+    """The part of a video stream that is copied, in its time base."""
+
+    start: int  # first picture on screen
+    end: int  # end of the last one
+    packets: int  # how many to copy, in decoding order
+    first_dts: int | None
+    leading: tuple[int, ...]  # decoding times of the first packets where the container (Matroska) keeps none
+    base: Fraction
+
+    @property
+    def seconds(self) -> Fraction:
+        return (self.end - self.start) * self.base
+
+
+def _span(path, limit_s: float | None) -> _Span:
+    """What to copy of the video of `path`; reads its packets and decodes nothing."""
     with opened(path) as container:
         stream = video_stream(container, path)
         base = stream.time_base
         usual = int(1 / (stream.average_rate or 25) / base)
         rows = [
-            (p.dts if p.pts is None else p.pts, p.duration or usual, p.is_discard)
+            (p.dts if p.pts is None else p.pts, p.duration or usual, p.is_discard, p.dts)
             for p in _packets(container, stream, path)
             if p.pts is not None or p.dts is not None
         ]
-        shown = [t for t, _, dropped in rows if not dropped]
+        shown = sorted(row[0] for row in rows if not row[2])
         if not shown:
             raise MediaError(path, "holds no picture", "it is truncated or damaged")
-        start = min(shown)
         declared = stream_seconds(container, stream)
-    end = max(t + d for t, d, _ in rows)
-    if declared and (end - start) * base < declared - max(TRUNCATION_SLACK, 2 * usual * base):
-        raise MediaError(path, f"is truncated: {float((end - start) * base):.2f} s of {declared:.2f} s can be read")
+    start = shown[0]
+    end = max(row[0] + row[1] for row in rows)
+    if declared:
+        longest = float(max(np.diff(shown), default=0) * base)
+        check_complete(path, float((end - start) * base), declared, len(shown), longest)
+        # Where only the stream knows how long the last picture stays (Matroska).
+        end = max(end, start + round(declared / base))
     keep = len(rows)
-    if limit_s is not None:
+    if limit_s is not None and (end - start) * base > limit_s:
         # Up to the last packet, in decoding order, that is shown before the limit: none of its references is lost.
-        keep = 1 + max(i for i, (t, _, _) in enumerate(rows) if t == start or (t - start) * base < limit_s)
-        end = max(t + d for t, d, _ in rows[:keep])
-    return start, end, keep, base
+        keep = 1 + max(i for i, row in enumerate(rows) if row[0] == start or (row[0] - start) * base < limit_s)
+        if keep < len(rows):
+            end = max(row[0] + row[1] for row in rows[:keep])
+    leading: list[int] = []
+    known = next((i for i, row in enumerate(rows) if row[3] is not None), None)
+    if known is not None:
+        dts = rows[known][3]
+        for row in reversed(rows[:known]):
+            dts -= row[1]
+            leading.insert(0, dts)
+    return _Span(start, end, keep, leading[0] if leading else rows[0][3], tuple(leading), base)
 
 
 def video_seconds(path, limit_s: float | None = None) -> float:
@@ -170,8 +198,15 @@ def video_seconds(path, limit_s: float | None = None) -> float:
     `limit_s` cuts the video; it ends with the first whole picture at or after it (up to a few
     pictures later, where pictures are stored out of order). Raises MediaError.
     """
-    start, end, _, base = _span(path, limit_s)
-    return float((end - start) * base)
+    return float(_span(path, limit_s).seconds)
+
+
+def _set_last_duration(packet: av.Packet, span: _Span, last: bool, by_dts: bool) -> None:
+    """Let the copy end where `span` does: mp4 adds up decoding times, Matroska takes the latest end on screen."""
+    if by_dts and last and packet.dts is not None and span.first_dts is not None:
+        packet.duration = max(packet.duration, (span.end - span.start) - (packet.dts - span.first_dts))
+    elif not by_dts and last and packet.pts is not None:
+        packet.duration = max(packet.duration, span.end - packet.pts)
 
 
 def mux(
@@ -194,13 +229,13 @@ def mux(
         raise MediaError(out_path, "unknown kind of video file", f"end the name in {', '.join(CONTAINERS)}")
     if out_path.exists() and os.path.samefile(video_path, out_path):
         raise MediaError(out_path, "would overwrite its own input", "give another name with -o")
-    start, end, keep, base = _span(video_path, limit_s)
+    span = _span(video_path, limit_s)
     if suffix == ".webm" and sample_rate != OPUS_RATE:
         import soxr
 
         audio = soxr.resample(audio.T, sample_rate, OPUS_RATE).astype(np.float32).T
         sample_rate = OPUS_RATE
-    n = round((end - start) * base * sample_rate)
+    n = round(span.seconds * sample_rate)
     audio = np.pad(audio, ((0, 0), (0, max(0, n - audio.shape[1]))))[:, :n]
     options = {"fflags": "+bitexact"} | ({} if suffix in (".mkv", ".webm") else {"movflags": "+faststart"})
     with opened(video_path) as source, aside(out_path) as temporary:
@@ -223,14 +258,17 @@ def mux(
             coming = _audio_packets(sound, audio, sample_rate)
             waiting = next(coming, None)
             for i, packet in enumerate(_packets(source, video, video_path)):
-                if i == keep:
+                if i == span.packets:
                     break
+                if i < len(span.leading):
+                    packet.dts = span.leading[i]
+                _set_last_duration(packet, span, last=i == span.packets - 1, by_dts=suffix not in (".mkv", ".webm"))
                 if packet.pts is not None:
-                    packet.pts -= start
+                    packet.pts -= span.start
                 if packet.dts is not None:
-                    packet.dts -= start
+                    packet.dts -= span.start
                     # Audio up to the same moment first, so that the muxer has nothing to hold back.
-                    while waiting is not None and waiting.dts * waiting.time_base <= packet.dts * base:
+                    while waiting is not None and waiting.dts * waiting.time_base <= packet.dts * span.base:
                         out.mux(waiting)
                         waiting = next(coming, None)
                 packet.stream = pictures
