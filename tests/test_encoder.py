@@ -73,7 +73,7 @@ def test_stage_shapes_are_table_2(meta):
     ]  # fmt: skip
     assert [b.attn.heads for b in meta.blocks] == [1] * 2 + [2] * 3 + [4] * 16 + [8] * 3
     assert [i for i, b in enumerate(meta.blocks) if b.cells > 1] == [2, 5, 21]
-    assert [list(r) for r in meta.runs] == [[0, 1, 2], [3, 4, 5], list(range(6, 22)), [22, 23]]
+    assert [[*a, *b] for a, b in meta.runs] == [[0, 1, 2], [3, 4, 5], list(range(6, 22)), [22, 23]]
 
 
 @pytest.mark.parametrize("depths", [(1, 2, 2, 1), (1, 1, 1, 1), (2, 1, 3, 2)])

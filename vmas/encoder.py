@@ -19,7 +19,7 @@ that holds the 7-pool), the final norm, LayerNorm's eps 1e-6 (Hiera's), normalis
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -229,18 +229,19 @@ class VideoEncoder(nn.Module):
         self.pos_embed_temporal = nn.Parameter(torch.empty(1, grid[0], embed_dim))
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         self.blocks = nn.ModuleList()
-        self.runs: list[range] = []  # blocks that share layouts[i]: a stage, and the pooling block after it
+        self.runs: list[tuple[range, range]] = []  # blocks under layouts[n]: the stage's own, then the pooling block
         dim, heads, start = embed_dim, num_heads, 0
-        for stage, depth in enumerate(depths):
+        for n, depth in enumerate(depths):
             for i in range(depth):
-                widen = stage > 0 and i == 0
+                widen = n > 0 and i == 0
                 dim_out, heads = (2 * dim, 2 * heads) if widen else (dim, heads)
-                cells = self.layouts[stage - 1].cells if widen else 1
+                cells = self.layouts[n - 1].cells if widen else 1
                 self.blocks.append(Block(dim, dim_out, heads, mlp_ratio, cells, rates[len(self.blocks)]))
                 dim = dim_out
-            stop = len(self.blocks) + (stage < len(depths) - 1)
-            self.runs.append(range(start, stop))
-            start = stop
+            stop = len(self.blocks)
+            last = stop + (n < len(depths) - 1)
+            self.runs.append((range(start, stop), range(stop, last)))
+            start = last
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self._initialise()
 
@@ -281,18 +282,49 @@ class VideoEncoder(nn.Module):
             want = ",".join(map(str, self.input_shape))
             raise ConfigError(f"encoder: the video is {list(video.shape)}, this encoder takes [B,{want}]")
         x = self.patch_embed(video)
-        T, H, W = self.grid
-        x = x + self.pos_embed_spatial.view(1, 1, H, W, -1) + self.pos_embed_temporal.view(1, T, 1, 1, -1)
+        B, T = x.shape[:2]
         stages = []
-        for layout, run in zip(self.layouts, self.runs, strict=True):
-            x, B = layout.gather(x), len(x)
-            for i in run:
-                if return_stages and i == run.stop - 1 and layout is not self.layouts[-1]:
-                    stages.append(layout.scatter(x))
-                x = self.blocks[i](x, B)
-            x = layout.pooled.scatter(x)
+        for n, layout in enumerate(self.layouts):
+            # Windows do not reach across time: where no gradient keeps the tokens alive, a few time steps at a
+            # time go through the whole run, so that every buffer stays in the processor's cache.
+            steps = T
+            if layout.window[0] == 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
+                steps = max(1, PART_TOKENS // math.prod(layout.grid[1:]))
+            kept = [] if return_stages else None
+            if steps >= T:
+                x = self._run(n, x, 0, kept)
+            else:
+                parts = [(clip[:, t : t + steps], t) for clip in x.split(1) for t in range(0, T, steps)]
+                x = _join([self._run(n, part, t, kept) for part, t in parts], B)
+            if kept is not None:
+                stages.append(_join(kept, B))
         X_v = self.norm(x.flatten(1, 3))
-        return (X_v, [*stages, x]) if return_stages else X_v
+        return (X_v, stages) if return_stages else X_v
+
+    def _run(self, n: int, x: Tensor, start: int, kept: list[Tensor] | None) -> Tensor:
+        """Stage n and the pooling block after it on time steps start, start+1, ...: [B,t,H,W,C] → [B,t,H',W',C'].
+
+        The stage's tokens before the pooling block are appended to `kept`.
+        """
+        B, t, H, W, _ = x.shape
+        if n == 0:
+            time = self.pos_embed_temporal[:, start : start + t, None, None]
+            x = x + (self.pos_embed_spatial.view(1, 1, H, W, -1) + time)
+        layout = replace(self.layouts[n], grid=(t, H, W))
+        x = layout.gather(x)
+        stage, pooling = self.runs[n]
+        for block in self.blocks[stage.start : stage.stop]:
+            x = block(x, B)
+        if kept is not None:
+            kept.append(layout.scatter(x))
+        for block in self.blocks[pooling.start : pooling.stop]:
+            x = block(x, B)
+        return layout.pooled.scatter(x)
+
+
+def _join(parts: list[Tensor], clips: int) -> Tensor:
+    """Parts [1,t,...] of every clip in turn → [clips,T,...]; a single part is whole already."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1).unflatten(1, (clips, -1)).squeeze(0)
 
 
 def patch_grid(
