@@ -1,0 +1,255 @@
+"""The ground truth of one clip, drawn from (corpus seed, split, index) and nothing else."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from vmas.config import CorpusConfig
+from vmas.corpus.genres import (
+    GENRES,
+    NEIGHBOURS,
+    PROGRAM_NAMES,
+    SHIFTED_FIGURE,
+    SHIFTED_PROGRAM,
+    SHIFTED_TEXTURE,
+    TABLE,
+)
+from vmas.errors import UsageError, nearest
+
+SPLITS = ("train", "val", "test", "shifted")
+KEYS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+ATTRIBUTES = ("tempo", "lead", "chords", "bass", "drums", "harmony", "palette", "texture")
+LEAD_S = 0.010  # the picture's pulse is centred this long before its beat
+DRUMS = {"kick": 36, "snare": 38, "hat": 42}
+
+Note = tuple[int, int, float, float, int]  # channel, pitch, start s, end s, velocity
+MELODY, CHORDS, BASS, VOICE, KIT = 0, 1, 2, 3, 9
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Everything that is true of a clip. Times in seconds from its start; `events` are the moving moments.
+
+    `shown[i]` says whether the picture shows `beats_s[i]`; `spurious_s` are events without a beat.
+    `sound_of` is the id of the clip whose music this one carries (its own unless mismatched), and
+    `duplicate_of` the id of the clip that it repeats, or None.
+    """
+
+    id: str
+    split: str
+    index: int
+    seed: int
+    genre: str
+    tempo_bpm: float
+    key: str
+    mode: str
+    chords: tuple[str, ...]
+    seconds: float
+    beats_s: tuple[float, ...]
+    onsets_s: tuple[float, ...]
+    shown: tuple[bool, ...]
+    spurious_s: tuple[float, ...]
+    events: tuple[float, ...]
+    programs: tuple[int, int, int]
+    notes: tuple[Note, ...]
+    palette: tuple[tuple[float, float, float], ...]
+    texture: str
+    figure: str
+    cuts: bool
+    amount: float
+    static: bool
+    near_static: bool
+    vocal: bool
+    sound_of: str
+    duplicate_of: str | None
+    fps: float
+    size: int
+    caption: str
+
+
+def clip_id(split: str, index: int) -> str:
+    """`test-00017`."""
+    return f"{split}-{index:05d}"
+
+
+def parse_id(name: str) -> tuple[str, int]:
+    """Split and index of a clip id. Raises UsageError."""
+    split, _, number = name.rpartition("-")
+    if split not in SPLITS or not number.isdigit():
+        raise UsageError(f"{name!r} is no clip id: write for example test-00017")
+    return split, int(number)
+
+
+def _rng(cfg: CorpusConfig, split: str, index: int, part: int) -> np.random.Generator:
+    return np.random.default_rng([cfg.seed, SPLITS.index(split), index, part])
+
+
+def sample_spec(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec:
+    """The clip number `index` of `split`. Raises UsageError for an unknown split or a negative index."""
+    if split not in SPLITS:
+        raise UsageError(f"unknown split {split!r}: {nearest(split, SPLITS)}")
+    if index < 0:
+        raise UsageError(f"clip index {index} is negative")
+    flags = _rng(cfg, split, index, 2).random(5)
+    spec = _draw(split, index, cfg, seconds)
+    if index and flags[4] < cfg.duplicate_share:
+        twin = _draw(split, index - 1, cfg, seconds)
+        spec = dataclasses.replace(
+            twin, id=spec.id, index=index, seed=spec.seed, duplicate_of=twin.id, sound_of=twin.id
+        )
+    elif flags[3] < cfg.mismatched_share:
+        # The music of a clip far away: another draw altogether, so beats and genre have nothing to do with the picture.
+        other = _draw(split, index + 1_000_003, cfg, seconds)
+        music = ("notes", "programs", "onsets_s", "beats_s", "shown", "tempo_bpm", "key", "mode", "chords", "vocal")
+        spec = dataclasses.replace(spec, sound_of=other.id, **{k: getattr(other, k) for k in music})
+    return dataclasses.replace(
+        spec, static=bool(flags[0] < cfg.static_share), near_static=bool(flags[1] < cfg.near_static_share)
+    )
+
+
+def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec:
+    rng = _rng(cfg, split, index, 0)
+    genre = GENRES[int(rng.integers(len(GENRES)))]
+    # Each attribute comes from the genre itself or, with probability genre_mix, from a neighbour.
+    source = {}
+    for attribute in ATTRIBUTES:
+        neighbour = NEIGHBOURS[genre][int(rng.integers(len(NEIGHBOURS[genre])))]
+        source[attribute] = TABLE[neighbour if rng.random() < cfg.genre_mix else genre]
+    tempo = float(np.round(rng.uniform(*source["tempo"].tempo), 1))
+    swing = source["drums"].swing
+    programs = [int(rng.choice(p)) for p in (source["lead"].lead, source["chords"].chords, source["bass"].bass)]
+    texture, figure = source["texture"].texture, source["texture"].figure
+    if split == "shifted":
+        programs = [SHIFTED_PROGRAM[p] for p in programs]
+        texture, figure = SHIFTED_TEXTURE[texture], SHIFTED_FIGURE[figure]
+    beat = 60.0 / tempo
+    phase = float(rng.uniform(0.0, beat))
+    beats = np.arange(phase, seconds - 0.05, beat)
+    key, mode = int(rng.integers(12)), source["harmony"].mode
+    notes, chords, onsets = _score(rng, source, cfg, beats, beat, phase, swing, seconds, key, mode)
+    vocal = bool(_rng(cfg, split, index, 3).random() < cfg.vocal_share)
+    if vocal:
+        notes += _voice(_rng(cfg, split, index, 4), beats, beat, key, mode)
+
+    view = _rng(cfg, split, index, 1)
+    shown = view.random(len(beats)) < cfg.beat_share
+    jitter = view.normal(0.0, cfg.jitter_s, len(beats)) if cfg.jitter_s else np.zeros(len(beats))
+    spurious = np.sort(view.uniform(0.1, seconds - 0.1, view.poisson(cfg.spurious_per_s * seconds)))
+    events = np.sort(np.concatenate([(beats - LEAD_S + jitter)[shown], spurious]))
+    palette = _palette(view, source["palette"])
+    described = ", ".join(dict.fromkeys(PROGRAM_NAMES[p] for p in programs))
+    pace = "slow" if tempo < 90 else "mid-tempo" if tempo < 120 else "fast"
+    caption = (
+        f"A {source['harmony'].mood} {genre} piece, {pace} ({tempo:.0f} BPM), {KEYS[key]} {mode}, with {described}"
+    )
+    return ClipSpec(
+        id=clip_id(split, index),
+        split=split,
+        index=index,
+        seed=cfg.seed,
+        genre=genre,
+        tempo_bpm=tempo,
+        key=KEYS[key],
+        mode=mode,
+        chords=chords,
+        seconds=seconds,
+        beats_s=tuple(np.round(beats, 6)),
+        onsets_s=onsets,
+        shown=tuple(bool(s) for s in shown),
+        spurious_s=tuple(np.round(spurious, 6)),
+        events=tuple(np.round(events, 6)),
+        programs=(programs[0], programs[1], programs[2]),
+        notes=tuple(sorted(notes, key=lambda n: (n[2], n[0], n[1]))),
+        palette=palette,
+        texture=texture,
+        figure=figure,
+        cuts=bool(view.random() < cfg.cut_share),
+        amount=float(np.round(view.uniform(7.0, 11.0), 3)),
+        static=False,
+        near_static=False,
+        vocal=vocal,
+        sound_of=clip_id(split, index),
+        duplicate_of=None,
+        fps=cfg.fps,
+        size=cfg.size,
+        caption=caption + (", with voice." if vocal else "."),
+    )
+
+
+def _score(rng, source, cfg, beats, beat, phase, swing, seconds, key, mode):
+    """Notes, chord names and note onsets: everything strong falls on beats, the rest is quieter or rarer."""
+    scale = SCALES[mode]
+    progression = source["harmony"].progressions[int(rng.integers(len(source["harmony"].progressions)))]
+    start_bar = int(rng.integers(4))
+    notes: list[Note] = []
+    names: list[str] = []
+
+    def pitch(degree: int, base: int) -> int:
+        return base + key + 12 * (degree // 7) + scale[degree % 7]
+
+    for i, t in enumerate(beats):
+        bar, in_bar = divmod(i + start_bar, 4)
+        degree = progression[bar % len(progression)]
+        name = f"{KEYS[(key + scale[degree % 7]) % 12]}{'m' if _is_minor(degree, scale) else ''}"
+        if not names or names[-1] != name:
+            names.append(name)
+        accent = 100 if in_bar == 0 else 88
+        notes.append((BASS, pitch(degree, 36), t, t + 0.9 * beat, accent))
+        if in_bar in (0, 2) or rng.random() < 0.5:
+            tones = [degree, degree + 2, degree + 4] + (
+                [degree + 6] if rng.random() < source["harmony"].sevenths else []
+            )
+            notes += [(CHORDS, pitch(d, 60), t, t + 0.85 * beat, accent - 22) for d in tones]
+        if rng.random() < 0.75:
+            notes.append((MELODY, pitch(degree + int(rng.choice((0, 2, 4, 7))), 72), t, t + 0.7 * beat, accent - 6))
+        # Off the beat: notes that no picture shows.
+        off = t + 0.5 * beat * (1.0 + 0.33 * swing)
+        if off < seconds - 0.05 and rng.random() < cfg.silent_note_share * 2 * source["lead"].lead_density:
+            notes.append((MELODY, pitch(degree + int(rng.integers(8)), 72), off, off + 0.3 * beat, 52))
+        for step in range(4):
+            place = (in_bar * 4 + step) % 16
+            when = t + step * beat / 4 + (swing * beat / 12 if step % 2 else 0.0)
+            if when >= seconds - 0.02:
+                break
+            for drum in ("kick", "snare", "hat"):
+                if getattr(source["drums"], drum)[place] != "x":
+                    continue
+                loud = 26 if drum == "hat" else (116 if step == 0 else 34)  # hats at half velocity
+                notes.append((KIT, DRUMS[drum], when, when + 0.08, loud))
+        if source["drums"].kick.count("x") == 0:
+            notes.append((KIT, 69, t, t + 0.08, 45))  # a soft shaker keeps drumless styles on their beat
+    onsets = sorted({round(float(n[2]), 4) for n in notes})
+    return notes, tuple(names), tuple(onsets)
+
+
+def _is_minor(degree: int, scale: tuple[int, ...]) -> bool:
+    third = scale[(degree + 2) % 7] + 12 * ((degree + 2) // 7) - scale[degree % 7] - 12 * (degree // 7)
+    return third == 3
+
+
+def _voice(rng, beats, beat, key, mode) -> list[Note]:
+    """A sung line (voice "oohs"), the stem that vocal removal must find."""
+    scale = SCALES[mode]
+    return [
+        (VOICE, 60 + key % 12 + scale[int(rng.integers(7))], t, t + 0.95 * beat, 112)
+        for t in beats
+        if rng.random() < 0.8
+    ]
+
+
+def _palette(rng, genre) -> tuple[tuple[float, float, float], ...]:
+    """Three colours (HSV in [0,1]) around the genre's hues."""
+    colours = []
+    for i in range(3):
+        hue = (float(rng.choice(genre.hues)) + rng.normal(0, 0.03)) % 1.0
+        value = np.clip(genre.value * (0.55, 1.0, 1.25)[i] + rng.normal(0, 0.06), 0.12, 1.0)
+        colours.append(
+            (
+                round(hue, 4),
+                round(float(np.clip(genre.saturation + rng.normal(0, 0.12), 0.1, 1)), 4),
+                round(float(value), 4),
+            )
+        )
+    return tuple(colours)
