@@ -351,10 +351,9 @@ def generate_videos(
                     bar.say(f"{target}: {seconds:.2f} s of music" + (f" ({note})" if note else ""))
             except CheckpointError:
                 raise
-            except (VmasError, OSError, MemoryError) as e:
-                text = str(e) if isinstance(e, VmasError) else str(MediaError(video, _reason(e)))
-                result = Result(video, error=text)
-                bar.say(f"error: {text}", sys.stderr)
+            except (VmasError, OSError, MemoryError, RuntimeError) as e:
+                result = Result(video, error=_reason(video, e))
+                bar.say(f"error: {result.error}", sys.stderr)
             summary.results.append(result)
             before += seconds
             bar.to(before, video.name)
@@ -379,7 +378,14 @@ def generate_videos(
     return summary
 
 
-def _reason(e: BaseException) -> str:
-    if isinstance(e, MemoryError):
-        return "not enough memory; give a smaller --duration"
-    return getattr(e, "strerror", None) or str(e)
+def _reason(video: Path, e: BaseException) -> str:
+    """One line for a failure that the user can act on; any other is raised again."""
+    if isinstance(e, MediaError):
+        return str(e)
+    if isinstance(e, VmasError):
+        return f"{video}: {e}"
+    if isinstance(e, OSError):
+        return str(MediaError(e.filename or video, e.strerror or str(e)))
+    if isinstance(e, MemoryError) or "out of memory" in str(e).lower():
+        return str(MediaError(video, "not enough memory", "give --duration, or close other programs"))
+    raise e
