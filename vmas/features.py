@@ -83,14 +83,14 @@ def clip_features(path, profile: Profile, dense: bool = True) -> dict[str, np.nd
     wav = np.pad(wav, (0, max(0, clip.num_samples - len(wav))))[: clip.num_samples]
     out = {
         "frames": frames,
-        "flow": flow_magnitude(small, clip.flow_method),
+        "flow": flow_magnitude(small, clip.flow_method, cache=False),
         "waveforms": np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16),
         "beats": onset_vector(wav, clip.sample_rate, profile.codec.hop, profile.num_tokens),
         "dense_flow": np.full(round(clip.seconds * clip.dense_fps) - 1, np.nan, np.float32),
     }
     if dense:
         many = media.read_frames(path, clip.dense_fps, clip.flow_size, duration_s=clip.seconds)
-        out["dense_flow"] = flow_magnitude(many, clip.flow_method)
+        out["dense_flow"] = flow_magnitude(many, clip.flow_method, cache=False)
     return out
 
 

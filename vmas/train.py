@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -154,7 +155,7 @@ def fit(
     ema = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))
     schedule = build_schedule(optimizer.optimizer, stage.warmup_steps, stage.steps)
     run_key = sha256(cfg, stage, seed, accelerator.num_processes, [len(train), len(val)])
-    state = {"step": 0, "curve": [], "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "curve": [], "seconds": 0.0}
 
     def snapshot() -> dict:
         return {
