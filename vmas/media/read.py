@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ def _picture(frame, size: int | None, aspect: float) -> np.ndarray:
 
 def iter_frames(
     path, fps: float, size: int | None, start_s: float = 0.0, duration_s: float | None = None
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """Yield uint8 [H,W,3] frames one by one; see `read_frames`. Only one picture is held at a time."""
     yield from _sample(path, fps, size, start_s, duration_s, None)
 
@@ -246,6 +246,7 @@ def _sample(path, fps, size, start_s, duration_s, max_bytes) -> Iterator[np.ndar
             wanted = max(1, round((declared - start_s) * fps))
         if start_s:
             container.seek(int((start_s + origin) / stream.time_base), stream=stream, backward=True)
+        base, usual = float(stream.time_base), float(1 / (stream.average_rate or 25))
         # Picture on screen, since when, until when, index of the next sample.
         shown, since, end, i = None, 0.0, 0.0, 0
         image, seen, longest = None, 0, 0.0
@@ -258,7 +259,7 @@ def _sample(path, fps, size, start_s, duration_s, max_bytes) -> Iterator[np.ndar
             return out
 
         for frame in _decode(container, stream):
-            t = end if frame.pts is None else float(frame.pts * frame.time_base) - origin
+            t = end if frame.pts is None else frame.pts * base - origin
             if shown is not None:
                 while (wanted is None or i < wanted) and start_s + i / fps < t - TIME_SLACK:
                     image = shown_image() if image is None else image
@@ -266,9 +267,8 @@ def _sample(path, fps, size, start_s, duration_s, max_bytes) -> Iterator[np.ndar
                     i += 1
                 if i == wanted:
                     return
-            length = frame.duration * frame.time_base if frame.duration else 1 / (stream.average_rate or 25)
             longest = max(longest, t - since) if seen else 0.0
-            shown, image, since, end, seen = frame, None, t, t + float(length), seen + 1
+            shown, image, since, end, seen = frame, None, t, t + (frame.duration * base or usual), seen + 1
         if shown is None:
             raise MediaError(path, "holds no picture that can be decoded", "it is truncated or damaged")
         if declared and (duration_s is None or end < start_s + duration_s):

@@ -6,7 +6,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -122,7 +124,7 @@ def write_clip(
             frame.pts, frame.time_base = i, 1 / rate
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
-        if sound is not None:
+        if sound is not None and audio is not None:
             for packet in _audio_packets(sound, audio, sample_rate):
                 out.mux(packet)
     return Path(path)
@@ -136,6 +138,15 @@ def _packets(container, stream, path) -> Iterator[av.Packet]:
                 yield packet
     except av.error.FFmpegError as e:
         raise MediaError(path, f"cannot be read to its end: {e.strerror}") from e
+
+
+class _Row(NamedTuple):
+    """Times of one packet in its stream's time base."""
+
+    shown: int
+    length: int
+    dropped: bool
+    dts: int | None
 
 
 @dataclass(frozen=True)
@@ -160,36 +171,36 @@ def _span(path, limit_s: float | None) -> _Span:
         stream = video_stream(container, path)
         base = stream.time_base
         usual = int(1 / (stream.average_rate or 25) / base)
-        rows = [
-            (p.dts if p.pts is None else p.pts, p.duration or usual, p.is_discard, p.dts)
-            for p in _packets(container, stream, path)
-            if p.pts is not None or p.dts is not None
-        ]
-        shown = sorted(row[0] for row in rows if not row[2])
+        rows: list[_Row] = []
+        for p in _packets(container, stream, path):
+            at = p.dts if p.pts is None else p.pts
+            if at is not None:
+                rows.append(_Row(at, p.duration or usual, p.is_discard, p.dts))
+        shown = sorted(row.shown for row in rows if not row.dropped)
         if not shown:
             raise MediaError(path, "holds no picture", "it is truncated or damaged")
         declared = stream_seconds(container, stream)
     start = shown[0]
-    end = max(row[0] + row[1] for row in rows)
+    end = max(row.shown + row.length for row in rows)
     if declared:
-        longest = float(max(np.diff(shown), default=0) * base)
+        longest = float(max((b - a for a, b in pairwise(shown)), default=0) * base)
         check_complete(path, float((end - start) * base), declared, len(shown), longest)
         # Where only the stream knows how long the last picture stays (Matroska).
         end = max(end, start + round(declared / base))
     keep = len(rows)
     if limit_s is not None and (end - start) * base > limit_s:
         # Up to the last packet, in decoding order, that is shown before the limit: none of its references is lost.
-        keep = 1 + max(i for i, row in enumerate(rows) if row[0] == start or (row[0] - start) * base < limit_s)
+        keep = 1 + max(i for i, row in enumerate(rows) if row.shown == start or (row.shown - start) * base < limit_s)
         if keep < len(rows):
-            end = max(row[0] + row[1] for row in rows[:keep])
+            end = max(row.shown + row.length for row in rows[:keep])
+    known = next(((i, row.dts) for i, row in enumerate(rows) if row.dts is not None), None)
     leading: list[int] = []
-    known = next((i for i, row in enumerate(rows) if row[3] is not None), None)
     if known is not None:
-        dts = rows[known][3]
-        for row in reversed(rows[:known]):
-            dts -= row[1]
+        first, dts = known
+        for row in reversed(rows[:first]):
+            dts -= row.length
             leading.insert(0, dts)
-    return _Span(start, end, keep, leading[0] if leading else rows[0][3], tuple(leading), base)
+    return _Span(start, end, keep, leading[0] if leading else rows[0].dts, tuple(leading), base)
 
 
 def video_seconds(path, limit_s: float | None = None) -> float:
@@ -204,9 +215,9 @@ def video_seconds(path, limit_s: float | None = None) -> float:
 def _set_last_duration(packet: av.Packet, span: _Span, last: bool, by_dts: bool) -> None:
     """Let the copy end where `span` does: mp4 adds up decoding times, Matroska takes the latest end on screen."""
     if by_dts and last and packet.dts is not None and span.first_dts is not None:
-        packet.duration = max(packet.duration, (span.end - span.start) - (packet.dts - span.first_dts))
+        packet.duration = max(packet.duration or 0, (span.end - span.start) - (packet.dts - span.first_dts))
     elif not by_dts and last and packet.pts is not None:
-        packet.duration = max(packet.duration, span.end - packet.pts)
+        packet.duration = max(packet.duration or 0, span.end - packet.pts)
 
 
 def mux(
