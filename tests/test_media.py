@@ -465,6 +465,7 @@ def test_names(clip, tmp_path, name, monkeypatch):
     assert video_bytes(tmp_path / f"out {name}") == video_bytes(clip)
 
 
+@pytest.mark.slow
 def test_large_pictures_are_streamed(tmp_path):
     image = np.zeros((1, 4320, 7680, 3), np.uint8)
     image[:, :, 1680:6000] = 200
@@ -474,6 +475,7 @@ def test_large_pictures_are_streamed(tmp_path):
     assert np.abs(frames.astype(int) - 200).max() < 6
 
 
+@pytest.mark.slow
 def test_too_large_pictures_are_refused(tmp_path):
     path = tmp_path / "huge.mov"
     with av.open(str(path), "w") as out:
