@@ -9,8 +9,12 @@ was used belongs to the metric's name.
 from dataclasses import dataclass, field
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # comes with librosa's scikit-learn
 
 from vmas.errors import DataError
+
+# The matrices are small: on a busy machine BLAS threads that wait for each other cost up to twenty times the work.
+_one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 EIG_CUT = 1e-12  # relative to the largest eigenvalue; below is rounding
 
@@ -75,6 +79,7 @@ def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.nda
     return max(0.0, float(value))  # equal Gaussians may round to -1e-14
 
 
+@_one_thread
 def fad(generated: GaussianStats, reference: GaussianStats) -> float:
     """FAD of two streamed sets. Raises DataError for fewer than 2 rows or differing D."""
     cov1, cov2 = generated.cov, reference.cov
@@ -82,6 +87,7 @@ def fad(generated: GaussianStats, reference: GaussianStats) -> float:
     return frechet(generated.mean, cov1, reference.mean, cov2)
 
 
+@_one_thread
 def fad_from_embeddings(generated: np.ndarray, reference: np.ndarray) -> float:
     """FAD of embeddings [N,D] and [M,D]; raises DataError (NaN, fewer than 2 rows, differing D)."""
     return fad(GaussianStats.of(generated), GaussianStats.of(reference))
@@ -97,6 +103,7 @@ class FadInf:
     scores: np.ndarray
 
 
+@_one_thread
 def fad_inf(
     generated: np.ndarray,
     reference: np.ndarray | GaussianStats,
@@ -133,6 +140,7 @@ def fad_inf(
     return FadInf(float(value), float(slope), sizes, scores)
 
 
+@_one_thread
 def bootstrap_fad(
     emb_gen: np.ndarray,
     emb_ref: np.ndarray,
@@ -164,20 +172,23 @@ def bootstrap_fad(
     clips = int(clip.max()) + 1
     if clips < 2:
         raise DataError("an interval of FAD needs at least 2 clips")
-    centred = x - stats.mean  # the mean is near 0 in every resample, so the one-pass scatter below is safe
-    ref_mean, ref_cov = ref.mean - stats.mean, ref.cov
-    root, ref_trace = _sqrt(ref_cov), np.trace(ref_cov)
+    # The mean is near 0 in every resample, so the one-pass moments below are safe. tr (Σ1Σ2)^½ needs only the
+    # covariance of rows mapped by Σ2^½, tr Σ1 only their squared lengths: one product and one eigvalsh a resample.
+    centred = x - stats.mean
+    ref_mean, ref_trace = ref.mean - stats.mean, np.trace(ref.cov)
+    mapped, length = centred @ _sqrt(ref.cov), (centred**2).sum(axis=1)
     rng = np.random.default_rng(seed)
     scores = np.empty(n)
     for b in range(n):
         times = np.bincount(rng.integers(clips, size=clips), minlength=clips)[clip]
         rows = times > 0
-        kept, w = centred[rows], times[rows].astype(np.float64)
+        w, y = times[rows].astype(np.float64), mapped[rows]
         total = w.sum()
-        mean = w @ kept / total
-        cov = ((kept * w[:, None]).T @ kept - total * np.outer(mean, mean)) / (total - 1)
+        mean, y_mean = w @ centred[rows] / total, w @ y / total
+        trace = (w @ length[rows] - total * mean @ mean) / (total - 1)
+        inner = ((y * w[:, None]).T @ y - total * np.outer(y_mean, y_mean)) / (total - 1)
         step = mean - ref_mean
-        scores[b] = step @ step + np.trace(cov) + ref_trace - 2 * _trace_sqrt(root, cov)
+        scores[b] = step @ step + trace + ref_trace - 2 * _sum_sqrt(inner)
     tail = (1 - confidence) / 2
     lo, hi = np.quantile(scores, [tail, 1 - tail])
     shift = scores.mean() - point if method == "centred" else 0.0
@@ -194,7 +205,12 @@ def _sqrt(cov: np.ndarray) -> np.ndarray:
 def _trace_sqrt(root: np.ndarray, cov: np.ndarray) -> float:
     """tr (Σ1Σ2)^½ with `root` = Σ1^½: the eigenvalues of Σ1^½ Σ2 Σ1^½ are those of Σ1Σ2."""
     inner = root @ cov @ root
-    w = np.linalg.eigvalsh((inner + inner.T) / 2)
+    return _sum_sqrt((inner + inner.T) / 2)
+
+
+def _sum_sqrt(symmetric: np.ndarray) -> float:
+    """Sum of the roots of the eigenvalues, those below rounding left out."""
+    w = np.linalg.eigvalsh(symmetric)
     return float(np.sqrt(w[w > EIG_CUT * max(w[-1], 0.0)]).sum())
 
 
