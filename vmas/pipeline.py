@@ -71,6 +71,32 @@ def ensure(
     return root
 
 
+def train(
+    profile: Profile,
+    seed: int = 0,
+    device: str = "auto",
+    out=None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """`vmas train`: corpus and codec when missing, then all training stages; returns the checkpoint's folder."""
+    from vmas.corpus import make
+    from vmas.train import train_profile
+
+    root = paths.checkpoints(profile.name)
+    if profile.name == "paper":
+        raise WeightsUnavailable(
+            "profile paper trains on the real data, whose builder is not available yet;"
+            " the mini profile trains everything here: vmas train --profile mini"
+        )
+    say("corpus: train, val")
+    make(paths.corpus(profile.name), profile, splits=("train", "val"), progress=progress)
+    if _missing(root / "codec"):
+        say("codec: training")
+        ensure_codec(profile, root / "codec", seed, progress)
+    return train_profile(profile, seed, device, out, progress, say)
+
+
 def ensure_codec(profile: Profile, out: Path, seed: int, progress: bool) -> None:
     """Train the mini codec on the training split."""
     from vmas.codec_train import train_codec

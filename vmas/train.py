@@ -255,6 +255,60 @@ def _append(path: Path, row: dict) -> None:
         f.write(json.dumps(row) + "\n")
 
 
+@dataclass(frozen=True)
+class Session:
+    """What the stages of one seed share. `say` reports the stage that begins."""
+
+    profile: Profile
+    seed: int
+    device: str
+    progress: bool
+    say: Callable[[str], None]
+
+    def folder(self, name: str, *parts) -> Path:
+        """Where a stage keeps its state: named by everything that it depends on."""
+        key = sha256(self.profile.clip, self.profile.corpus, self.profile.train, *parts)
+        return paths.cache() / "train" / self.profile.name / f"{name}-seed{self.seed}-{key[:8]}"
+
+    def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
+        folder = self.folder(stage.name, *parts)
+        return fit(task, *data, cfg, stage, folder, self.seed, self.device, self.progress)
+
+
+def pretrain_encoder(session: Session, train, val) -> tuple[nn.Module, dict]:
+    """Stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights); left out at 0 steps."""
+    from vmas.model import build_encoder
+    from vmas.tasks import MotionTask, motion_data
+
+    e = session.profile.encoder
+    torch.manual_seed(session.seed)
+    encoder = build_encoder(session.profile)
+    if not e.motion_steps:
+        return encoder, {}
+    session.say("stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights)")
+    task = MotionTask(encoder, *MotionTask.statistics(train.flow))
+    stage = Stage("motion", e.motion_steps, e.motion_batch, e.motion_lr, e.motion_steps // 10)
+    cfg = replace(session.profile.train, optimizer="adamw")
+    return task.encoder, session.fit(task, (motion_data(train), motion_data(val)), cfg, stage, e)
+
+
+def pretrain_decoder(session: Session, train, val, codec_sha256: str) -> tuple[nn.Module, dict]:
+    """Stage 1b: the decoder learns music without video (stands for MusicGen's weights); left out at 0 steps."""
+    from vmas.model import build_decoder
+    from vmas.tasks import MusicTask, music_data
+
+    p, cfg = session.profile, session.profile.train
+    torch.manual_seed(session.seed + 1)
+    decoder = build_decoder(p)
+    if not cfg.pretrain_steps:
+        return decoder, {}
+    session.say("stage 1b: the decoder learns music without video (stands for MusicGen's weights)")
+    task = MusicTask(decoder, p.codec.bins, p.encoder.out_dim, p.num_video_tokens)
+    stage = Stage("music", cfg.pretrain_steps, cfg.batch_size, cfg.lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4))
+    data = music_data(train), music_data(val)
+    return task.decoder, session.fit(task, data, cfg, stage, p.decoder, codec_sha256)
+
+
 def train_profile(
     profile: Profile,
     seed: int = 0,
@@ -265,64 +319,34 @@ def train_profile(
 ) -> Path:
     """All stages for one seed: motion → music → VMAs; returns the folder of the finished checkpoint.
 
-    Stages 1 and 2 stand for the pretrained Hiera and MusicGen; at 0 steps they are left out. The codec
-    must be there (`vmas.pipeline.ensure` makes what is missing). Every stage resumes from its own folder
-    under the cache, so an interrupted command is simply given again.
+    The codec must be there (`vmas.pipeline.train` makes what is missing). Every stage resumes from its
+    own folder under the cache, so an interrupted command is simply given again.
     """
     from vmas.codec import load_codec
     from vmas.features import load_split
-    from vmas.model import VMAs, build_decoder, build_encoder
-    from vmas.tasks import MotionTask, MusicTask, VMAsTask, motion_data, music_data, vmas_data
+    from vmas.model import VMAs
+    from vmas.tasks import VMAsTask, vmas_data
 
     out = Path(out) if out else paths.checkpoints(profile.name) / f"vmas-seed{seed}"
     codec = load_codec(paths.checkpoints(profile.name) / "codec")
-    cfg = profile.train
-    train = load_split(profile, "train", codec, progress)
-    val = load_split(profile, "val", codec, progress)
+    session = Session(profile, seed, device, progress, say)
+    train, val = (load_split(profile, s, codec, progress) for s in ("train", "val"))
     record: dict = {}
-
-    def work(name: str, *parts) -> Path:
-        key = sha256(profile.clip, profile.corpus, profile.train, codec.sha256, *parts)
-        return paths.cache() / "train" / profile.name / f"{name}-seed{seed}-{key[:8]}"
-
-    torch.manual_seed(seed)
-    encoder = build_encoder(profile)
-    if profile.encoder.motion_steps:
-        say("stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights)")
-        e = profile.encoder
-        task = MotionTask(encoder, *MotionTask.statistics(train.flow))
-        stage = Stage("motion", e.motion_steps, e.motion_batch, e.motion_lr, e.motion_steps // 10)
-        motion_cfg = replace(cfg, optimizer="adamw")
-        data = motion_data(train), motion_data(val)
-        record["motion"] = fit(task, *data, motion_cfg, stage, work("motion", e), seed, device, progress)
-        encoder = task.encoder
-
-    torch.manual_seed(seed + 1)
-    decoder = build_decoder(profile)
-    if cfg.pretrain_steps:
-        say("stage 1b: the decoder learns music without video (stands for MusicGen's weights)")
-        d = profile.decoder
-        task = MusicTask(decoder, profile.codec.bins, profile.encoder.out_dim, profile.num_video_tokens)
-        stage = Stage(
-            "music", cfg.pretrain_steps, cfg.batch_size, cfg.lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4)
-        )
-        data = music_data(train), music_data(val)
-        record["music"] = fit(task, *data, cfg, stage, work("music", d), seed, device, progress)
-        decoder = task.decoder
+    encoder, record["motion"] = pretrain_encoder(session, train, val)
+    decoder, record["music"] = pretrain_decoder(session, train, val, codec.sha256)
 
     say("stage 2: VMAs, L = βL_c + L_g")
     torch.manual_seed(seed + 2)
     model = VMAs(profile, codec)
     model.encoder.load_state_dict(encoder.state_dict())
     model.decoder.load_state_dict(decoder.state_dict())
-    task = VMAsTask(model)
+    cfg = profile.train
     stage = Stage("vmas", cfg.steps, cfg.batch_size, cfg.lr, cfg.warmup_steps)
     data = vmas_data(train, profile), vmas_data(val, profile)
-    folder = work("vmas", profile.encoder, profile.decoder, profile.align)
-    record["vmas"] = fit(task, *data, cfg, stage, folder, seed, device, progress)
-    record["codec_sha256"] = codec.sha256
+    parts = (profile.encoder, profile.decoder, profile.align, codec.sha256)
+    record["vmas"] = session.fit(VMAsTask(model), data, cfg, stage, *parts)
     record["threads"] = torch.get_num_threads()
-    record["device"] = str(next(model.parameters()).device.type)
+    record["device"] = model.device.type
     model.to("cpu")
     return model.save_pretrained(out, seed, record, half=True)
 
