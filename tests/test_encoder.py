@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from vmas import config
+from vmas import config, encoder
 from vmas.encoder import NORMALISATION, Layout, VideoEncoder, normalise, patch_grid, plan
 from vmas.errors import ConfigError
 
@@ -153,6 +153,28 @@ def test_clips_of_a_batch_do_not_mix():
     video = torch.randn(3, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(model(video)[1:2], model(video[1:2]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 256 * 3])
+def test_parts_of_time_equal_the_whole(monkeypatch, tokens):
+    model = small()
+    video = torch.randn(2, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole, stages = model(video, return_stages=True)  # gradients on: one part
+    monkeypatch.setattr(encoder, "PART_TOKENS", tokens)
+    with torch.inference_mode():
+        X_v, parts = model(video, return_stages=True)
+    torch.testing.assert_close(X_v, whole.detach(), atol=1e-5, rtol=1e-5)
+    for a, b in zip(parts, stages, strict=True):
+        torch.testing.assert_close(a, b.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_in_calls_of_limited_batch(monkeypatch):
+    model = small()
+    video = torch.randn(2, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one = model(video)
+        monkeypatch.setitem(encoder.MAX_BATCH, "cpu", 5)
+        torch.testing.assert_close(model(video), one, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_reach_every_parameter():

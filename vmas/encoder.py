@@ -33,8 +33,8 @@ NORMALISATION = {  # mean and standard deviation of the pixels in [0, 1]
     "kinetics": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),  # Hiera's video models
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # its image models
 }
-# CUDA's attention kernels put the batch on a grid axis that ends at 65535.
-CUDA_MAX_BATCH = 65535
+# CUDA's attention kernels put the batch on a grid axis that ends here; 28 clips of 8x8 windows are more.
+MAX_BATCH = {"cuda": 65535}
 # Tokens of a windowed stage worked on at once without gradients: the widest buffer of a part stays in cache.
 PART_TOKENS = 2048
 
@@ -99,6 +99,15 @@ def _pool(x: Tensor, cells: int) -> Tensor:
     return x if cells == 1 else x.unflatten(1, (cells, -1)).amax(1)
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Fused attention [N,heads,L,d], in as many calls as the device's kernels need."""
+    limit = MAX_BATCH.get(q.device.type, len(q))
+    if len(q) <= limit:
+        return F.scaled_dot_product_attention(q, k, v)
+    parts = zip(q.split(limit), k.split(limit), v.split(limit), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
+
+
 class Attention(nn.Module):
     """Self-attention inside each window, with pooled queries where `cells` > 1.
 
@@ -115,12 +124,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (s.unflatten(-1, (self.heads, -1)).transpose(1, 2) for s in (_pool(q, self.cells), k, v))
-        if x.is_cuda and len(x) > CUDA_MAX_BATCH:
-            parts = zip(*(s.split(CUDA_MAX_BATCH) for s in (q, k, v)), strict=True)
-            x = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
-        else:
-            x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.proj(_attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
