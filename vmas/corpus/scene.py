@@ -4,8 +4,12 @@ All motion is camera motion of the ground plus a counter-motion of the figure. B
 ground drifts by at most 0.5 pixels a second, below what MV Align counts as motion.
 """
 
+import colorsys
+import zlib
+
 import cv2
 import numpy as np
+from scipy.special import ndtr
 
 from vmas.corpus.spec import ClipSpec
 
@@ -16,56 +20,45 @@ MARGIN = 40
 
 def render_frames(spec: ClipSpec) -> np.ndarray:
     """uint8 RGB [T,H,W,3] at `spec.fps`, T = seconds·fps. A function of the spec alone."""
-    rng = np.random.default_rng([spec.seed, hash_id(spec.duplicate_of or spec.id), 7])
+    rng = np.random.default_rng([spec.seed, _number(spec.duplicate_of or spec.id), 7])
     n, size = round(spec.seconds * spec.fps), spec.size
-    t = (np.arange(n)) / spec.fps
+    t = np.arange(n) / spec.fps
     if spec.static:
         ground, figure = _ground(rng, spec, 0), _figure(spec, size)
-        one = _compose(ground, figure, spec, np.zeros(2), np.zeros(2))
+        one = _compose(ground, figure, _rgb(spec.palette[2]), np.zeros(2), np.zeros(2))
         return np.repeat(one[None], n, 0)
-    amount = 0.0 if spec.near_static else spec.amount
-    shots = len(spec.events) + 1 if spec.cuts else 1
+    shots = len(spec.video_events_s) + 1 if spec.cuts else 1
     grounds = [_ground(rng, spec, s) for s in range(min(shots, 4))]
-    figure = _figure(spec, size)
+    figure, colour = _figure(spec, size), _rgb(spec.palette[2])
     angle0, spin = rng.uniform(0, 2 * np.pi), rng.choice((-1.0, 1.0))
     home = rng.uniform(-0.12, 0.12, 2) * size
     drift = rng.uniform(-DRIFT, DRIFT, 2) / np.sqrt(2)
     frames = np.empty((n, size, size, 3), np.uint8)
     # A pulse is a smooth step: the integral of a Gaussian of speed, in alternating directions so it stays in view.
-    steps = np.array([_step((t - e) / SIGMA_S) for e in spec.events]).reshape(-1, n)
-    turns = angle0 + spin * (np.arange(len(spec.events)) * 2.4)
-    places = 0.6 * amount * np.stack([np.cos(turns), np.sin(turns)], 1)
+    steps = np.array([ndtr((t - e) / SIGMA_S) for e in spec.video_events_s]).reshape(-1, n)
+    turns = angle0 + spin * (np.arange(len(spec.video_events_s)) * 2.4)
+    places = 0.6 * spec.amount * np.stack([np.cos(turns), np.sin(turns)], 1)
     moves = np.diff(places, axis=0, prepend=np.zeros((1, 2)))  # from place to place on a circle: always in view
     for i in range(n):
-        shot = int(np.searchsorted(spec.events, t[i], side="right")) if spec.cuts else 0
+        shot = int(np.searchsorted(spec.video_events_s, t[i], side="right")) if spec.cuts else 0
         jump = np.zeros(2) if spec.cuts or not len(moves) else steps[:, i] @ moves
-        camera = jump + drift * t[i] + (rng_offset(shot) if spec.cuts else 0.0)
-        bounce = home - 0.6 * jump + (rng_offset(shot + 5) * 0.6 if spec.cuts else 0.0)
-        frames[i] = _compose(grounds[shot % len(grounds)], figure, spec, camera, bounce)
+        camera = jump + drift * t[i] + (_viewpoint(shot) if spec.cuts else 0.0)
+        bounce = home - 0.6 * jump + (_viewpoint(shot + 5) * 0.6 if spec.cuts else 0.0)
+        frames[i] = _compose(grounds[shot % len(grounds)], figure, colour, camera, bounce)
     return frames
 
 
-def hash_id(name: str) -> int:
+def _number(name: str) -> int:
     """Stable number of a clip id."""
-    import zlib
-
     return zlib.crc32(name.encode())
 
 
-def rng_offset(shot: int) -> np.ndarray:
+def _viewpoint(shot: int) -> np.ndarray:
     """Where the camera stands in shot number `shot`, pixels."""
     return np.random.default_rng([shot, 3]).uniform(-18, 18, 2)
 
 
-def _step(x: np.ndarray) -> np.ndarray:
-    from scipy.special import ndtr
-
-    return ndtr(x)
-
-
 def _rgb(hsv) -> np.ndarray:
-    import colorsys
-
     return np.array(colorsys.hsv_to_rgb(*hsv)) * 255
 
 
@@ -130,12 +123,16 @@ def _figure(spec: ClipSpec, size: int) -> np.ndarray:
     return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def _compose(ground, figure, spec, camera, place) -> np.ndarray:
-    size = spec.size
-    shift = np.float32([[1, 0, MARGIN + camera[0]], [0, 1, MARGIN + camera[1]]])
+def _compose(ground, figure, colour, camera, place) -> np.ndarray:
+    """One picture uint8 [size,size,3]: the ground seen from `camera`, the figure `place` pixels off the centre."""
+    size = len(figure)
+    shift = np.array([[1, 0, MARGIN + camera[0]], [0, 1, MARGIN + camera[1]]], np.float32)
     picture = cv2.warpAffine(
         ground, shift, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
     )
-    move = np.float32([[1, 0, place[0]], [0, 1, place[1]]])
-    alpha = cv2.warpAffine(figure, move, (size, size))[..., None]
-    return (picture * (1 - alpha) + _rgb(spec.palette[2]) * alpha).astype(np.uint8)
+    move = np.array([[1, 0, place[0]], [0, 1, place[1]]], np.float32)
+    alpha = cv2.warpAffine(figure, move, (size, size))
+    x, y, w, h = cv2.boundingRect((alpha > 0).astype(np.uint8))  # blending the whole picture would cost most
+    part, a = picture[y : y + h, x : x + w], alpha[y : y + h, x : x + w, None]
+    part[:] = (part * (1 - a) + colour * a).astype(np.uint8)
+    return picture

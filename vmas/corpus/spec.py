@@ -24,17 +24,23 @@ ATTRIBUTES = ("tempo", "lead", "chords", "bass", "drums", "harmony", "palette", 
 LEAD_S = 0.010  # the picture's pulse is centred this long before its beat
 DRUMS = {"kick": 36, "snare": 38, "hat": 42}
 
+FAR = 1_000_003  # how far from a mismatched clip's index its music is drawn
+MUSIC = ("genre", "tempo_bpm", "key", "mode", "chords", "beats_s", "onsets_s", "programs", "notes", "vocal", "caption")
+
 Note = tuple[int, int, float, float, int]  # channel, pitch, start s, end s, velocity
 MELODY, CHORDS, BASS, VOICE, KIT = 0, 1, 2, 3, 9
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Everything that is true of a clip. Times in seconds from its start; `events` are the moving moments.
+    """Everything that is true of a clip. Times are in seconds from its start.
 
-    `shown[i]` says whether the picture shows `beats_s[i]`; `spurious_s` are events without a beat.
-    `sound_of` is the id of the clip whose music this one carries (its own unless mismatched), and
-    `duplicate_of` the id of the clip that it repeats, or None.
+    `genre` and all that follows to `onsets_s` speak of the music, `scene_genre` of the picture: they
+    differ only where the pair is mismatched. `shown[i]` says whether the picture shows `beats_s[i]`;
+    `video_events_s` are all its jumps or cuts, `spurious_s` those without a beat. `sound_of` is the id
+    of the draw that the music comes from (the clip's own unless mismatched or repeated), and
+    `duplicate_of` the id of the clip that it repeats, or None. `notes` are (channel, pitch, start,
+    end, velocity), `palette` three colours (HSV in [0,1]), `amount` the size of a jump in pixels.
     """
 
     id: str
@@ -51,10 +57,12 @@ class ClipSpec:
     onsets_s: tuple[float, ...]
     shown: tuple[bool, ...]
     spurious_s: tuple[float, ...]
-    events: tuple[float, ...]
+    video_events_s: tuple[float, ...]
     programs: tuple[int, int, int]
     notes: tuple[Note, ...]
     palette: tuple[tuple[float, float, float], ...]
+    scene: str
+    scene_genre: str
     texture: str
     figure: str
     cuts: bool
@@ -62,6 +70,7 @@ class ClipSpec:
     static: bool
     near_static: bool
     vocal: bool
+    mismatched: bool
     sound_of: str
     duplicate_of: str | None
     fps: float
@@ -77,7 +86,7 @@ def clip_id(split: str, index: int) -> str:
 def parse_id(name: str) -> tuple[str, int]:
     """Split and index of a clip id. Raises UsageError."""
     split, _, number = name.rpartition("-")
-    if split not in SPLITS or not number.isdigit():
+    if split not in SPLITS or not number.isdecimal() or clip_id(split, int(number)) != name:
         raise UsageError(f"{name!r} is no clip id: write for example test-00017")
     return split, int(number)
 
@@ -92,21 +101,35 @@ def sample_spec(split: str, index: int, cfg: CorpusConfig, seconds: float) -> Cl
         raise UsageError(f"unknown split {split!r}: {nearest(split, SPLITS)}")
     if index < 0:
         raise UsageError(f"clip index {index} is negative")
-    flags = _rng(cfg, split, index, 2).random(5)
+    first = index
+    while first and _flags(cfg, split, first)[4] < cfg.duplicate_share:
+        first -= 1
+    if first != index:
+        twin = sample_spec(split, first, cfg, seconds)
+        return dataclasses.replace(twin, id=clip_id(split, index), index=index, duplicate_of=twin.id)
     spec = _draw(split, index, cfg, seconds)
-    if index and flags[4] < cfg.duplicate_share:
-        twin = _draw(split, index - 1, cfg, seconds)
+    flags = _flags(cfg, split, index)
+    if flags[3] < cfg.mismatched_share:
+        # The music of a draw that no split holds: its beats and genre have nothing to do with the picture.
+        other = _draw(split, index + FAR, cfg, seconds)
         spec = dataclasses.replace(
-            twin, id=spec.id, index=index, seed=spec.seed, duplicate_of=twin.id, sound_of=twin.id
+            spec,
+            mismatched=True,
+            sound_of=other.id,
+            shown=(False,) * len(other.beats_s),
+            spurious_s=spec.video_events_s,
+            **{k: getattr(other, k) for k in MUSIC},
         )
-    elif flags[3] < cfg.mismatched_share:
-        # The music of a clip far away: another draw altogether, so beats and genre have nothing to do with the picture.
-        other = _draw(split, index + 1_000_003, cfg, seconds)
-        music = ("notes", "programs", "onsets_s", "beats_s", "shown", "tempo_bpm", "key", "mode", "chords", "vocal")
-        spec = dataclasses.replace(spec, sound_of=other.id, **{k: getattr(other, k) for k in music})
-    return dataclasses.replace(
-        spec, static=bool(flags[0] < cfg.static_share), near_static=bool(flags[1] < cfg.near_static_share)
-    )
+    static, near_static = bool(flags[0] < cfg.static_share), bool(flags[1] < cfg.near_static_share)
+    if static or near_static:
+        still = {"video_events_s": (), "spurious_s": (), "shown": (False,) * len(spec.beats_s), "cuts": False}
+        spec = dataclasses.replace(spec, static=static, near_static=near_static and not static, **still)
+    return spec
+
+
+def _flags(cfg: CorpusConfig, split: str, index: int) -> np.ndarray:
+    """Uniform draws that decide which exceptions a clip is; the same draws whatever the shares are."""
+    return _rng(cfg, split, index, 2).random(5)
 
 
 def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec:
@@ -155,14 +178,16 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
         mode=mode,
         chords=chords,
         seconds=seconds,
-        beats_s=tuple(np.round(beats, 6)),
+        beats_s=_seconds(beats),
         onsets_s=onsets,
         shown=tuple(bool(s) for s in shown),
-        spurious_s=tuple(np.round(spurious, 6)),
-        events=tuple(np.round(events, 6)),
+        spurious_s=_seconds(spurious),
+        video_events_s=_seconds(events),
         programs=(programs[0], programs[1], programs[2]),
         notes=tuple(sorted(notes, key=lambda n: (n[2], n[0], n[1]))),
         palette=palette,
+        scene=f"{figure} on {texture}",
+        scene_genre=genre,
         texture=texture,
         figure=figure,
         cuts=bool(view.random() < cfg.cut_share),
@@ -170,12 +195,17 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
         static=False,
         near_static=False,
         vocal=vocal,
+        mismatched=False,
         sound_of=clip_id(split, index),
         duplicate_of=None,
         fps=cfg.fps,
         size=cfg.size,
         caption=caption + (", with voice." if vocal else "."),
     )
+
+
+def _seconds(times: np.ndarray) -> tuple[float, ...]:
+    return tuple(np.round(times, 6).tolist())
 
 
 def _score(rng, source, cfg, beats, beat, phase, swing, seconds, key, mode):
