@@ -74,7 +74,7 @@ class MotionTask(nn.Module):
     def __init__(self, encoder: VideoEncoder, mean: float, std: float):
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.out_dim, 2)
+        self.head = nn.Linear(encoder.dim, 2)
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
 

@@ -219,13 +219,13 @@ def fit(
             step = state["step"]
             if step % cfg.ema_every == 0 or step == stage.steps:
                 ema.update_parameters(accelerator.unwrap_model(model))
-            loss = float(out["loss"])
+            loss = float(out["loss"].detach())
             if not math.isfinite(loss):
                 raise DataError(f"{folder}: the loss is {loss} at step {step}; the last state on disk is intact")
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if step % 10 == 0:
-                logs = {f"train/{k}": float(v) for k, v in out.items()}
+                logs = {f"train/{k}": float(v.detach()) for k, v in out.items()}
                 accelerator.log({**logs, "lr": schedule.get_last_lr()[0]}, step=step)
             if step % cfg.val_every == 0 or step == stage.steps:
                 val_logs = validate(ema.module, val, stage.batch_size, accelerator.device)

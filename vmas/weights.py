@@ -76,6 +76,13 @@ REGISTRY = {
             "FAD (section 5.2)",
             "10086976",
         ),
+        Weights(
+            "music_tagger_teacher",
+            "teacher.ckpt",
+            "https://github.com/minzwon/semi-supervised-music-tagging-transformer/raw/master/data/teacher.ckpt",
+            "MIT",
+            "KL (section 5.2)",
+        ),
     )
 }
 
