@@ -253,14 +253,11 @@ class MusicDecoder(nn.Module):
         codes = torch.full((clips, self.n_q, num_tokens), self.special, dtype=torch.int64, device=X_v.device)
         tokens = torch.full((clips, self.n_q), self.special, dtype=torch.int64, device=X_v.device)
         for s in range(steps):
-            logits = run.step(tokens)
-            if guided:
-                given, null = logits.split(clips)
-                logits = null + (given - null) * guidance
             # step s fills codebook k at time s - k; outside the clip the special token stays (delay pattern)
             lo, hi = max(0, s - num_tokens + 1), min(self.n_q, s + 1)
+            new = run.next(tokens, lo, u[:, s, lo:hi], *how, guidance)
             tokens.fill_(self.special)
-            tokens[:, lo:hi] = sampling.sample(logits[:, lo:hi], u[:, s, lo:hi], *how)
+            tokens[:, lo:hi] = new
             for k in range(lo, hi):
                 codes[:, k, s - k] = tokens[:, k]
             if progress is not None:
@@ -269,13 +266,23 @@ class MusicDecoder(nn.Module):
 
 
 def make_engine(decoder: MusicDecoder, engine: str, cond: Tensor, steps: int, guided: bool):
-    """An object whose `step(tokens [B,K]) -> logits [R,K,card]` decodes one position after the other.
+    """What decodes one position after the other with cached keys and values.
 
-    R = B, or 2·B when guided: the conditioned rows, then the same clips with the null condition.
+    `step(tokens [B,K]) -> logits [R,K,card]`, R = B, or 2·B when guided: the conditioned rows, then the same
+    clips with the null condition. `next(tokens, first, u [B,n], top_k, top_p, temperature, guidance)` also samples.
+    cond: projected condition [B,T_v,dim]. steps: positions to decode.
     """
     if engine not in ENGINES:
         raise UsageError(f"unknown decoding engine {engine!r}: one of {', '.join(ENGINES)}")
-    return TorchEngine(decoder, cond, steps, guided)
+    if engine == "torch" or (engine == "auto" and (cond.device.type != "cpu" or cond.dtype != torch.float32)):
+        return TorchEngine(decoder, cond, steps, guided)
+    if cond.device.type != "cpu":
+        raise UsageError(f"decoding engine {engine!r} runs on the CPU, the decoder is on {cond.device}")
+    from vmas import decode_cpu
+
+    if engine == "auto" and not decode_cpu.supported(decoder):
+        return TorchEngine(decoder, cond, steps, guided)
+    return decode_cpu.CpuEngine(decoder, cond, steps, guided, half=engine == "bfloat16")
 
 
 class TorchEngine:
@@ -308,3 +315,7 @@ class TorchEngine:
         self.position += 1
         x = d.out_norm(x)[:, 0]
         return torch.stack([linear(x) for linear in d.linears], 1)
+
+    def next(self, tokens, first, u, top_k, top_p, temperature, guidance) -> Tensor:
+        logits = sampling.guide(self.step(tokens), self.clips, guidance)
+        return sampling.sample(logits[:, first : first + u.shape[1]], u, top_k, top_p, temperature)

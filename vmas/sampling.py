@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vmas.errors import DataError, UsageError
 
+NOT_FINITE = "the decoder's logits are not finite: the weights or X_v hold NaN or infinite values"
+
 
 def check(top_k: int, top_p: float, temperature: float, guidance: float) -> None:
     """Raise UsageError for sampling options outside their range."""
@@ -43,6 +45,17 @@ def _mix(seed: int, clip: int) -> int:
     return (x ^ (x >> 31)) & 0x7FFFFFFFFFFFFFFF
 
 
+def guide(logits: Tensor, clips: int, guidance: float) -> Tensor:
+    """Classifier-free guidance: rows [given; null] of logits [2B,…] → null + guidance·(given - null) [B,…].
+
+    Logits of B rows only (no null rows were decoded) pass unchanged.
+    """
+    if len(logits) == clips:
+        return logits
+    given, null = logits.split(clips)
+    return null + (given - null) * guidance
+
+
 def is_greedy(top_k: int, top_p: float, temperature: float) -> bool:
     """Whether the options leave one candidate only."""
     return temperature == 0.0 or (top_k == 1 and top_p == 0.0)
@@ -67,15 +80,12 @@ def sample(logits: Tensor, u: Tensor, top_k: int = 0, top_p: float = 0.0, temper
 
     Raises DataError when the logits are not finite.
     """
-    if is_greedy(top_k, top_p, temperature):
-        tokens = logits.argmax(-1)
-    else:
-        logits = logits.float() / temperature
-        p = torch.softmax(logits.masked_fill(~keep_mask(logits, top_k, top_p), float("-inf")), -1)
-        cdf = p.cumsum(-1)
-        # rounding can leave the last value below u; scaling u by it keeps the token among the candidates
-        tokens = torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True)[..., 0]
-        tokens = tokens.clamp_max(logits.shape[-1] - 1)
     if not torch.isfinite(logits).all():
-        raise DataError("the decoder's logits are not finite: the weights or X_v hold NaN or infinite values")
-    return tokens
+        raise DataError(NOT_FINITE)
+    if is_greedy(top_k, top_p, temperature):
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    p = torch.softmax(logits.masked_fill(~keep_mask(logits, top_k, top_p), float("-inf")), -1)
+    cdf = p.double().cumsum(-1)
+    # The last sum may differ from 1 by rounding: u is scaled by it, so that the token is always a candidate.
+    return torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True)[..., 0]
