@@ -38,23 +38,23 @@ def contact_sheet(df: "pd.DataFrame", folder, n: int = 40, columns: int = 10) ->
     rows = pick(df, n)
     pictures = []
     for row in rows.itertuples():
-        mid = _middle(Path(folder) / row.path)
+        mid = _middle(Path(folder, str(row.path)))
         pictures.append(_labelled(mid, f"{row.genre} {row.tempo_bpm:.0f}"))
     return _grid(pictures, columns)
 
 
 def strip(row, folder, n: int = 10) -> "Image":
-    """`n` pictures of one clip from its start to its end; under each its time, and • where an event is shown."""
+    """`n` pictures of one clip from its start to its end; under each its time, and * where an event is shown."""
     from vmas import media
 
-    path = Path(folder) / row.path
+    path = Path(folder, str(row.path))
     info = media.probe(path)
     frames = media.read_frames(path, info.fps, None)
     at = np.linspace(0, len(frames) - 1, n).round().astype(int)
     reach = 0.5 * info.duration_s / n
     events = np.asarray(row.video_events_s, float)
     near = [bool((np.abs(events - i / info.fps) < reach).any()) for i in at]
-    labels = [f"{i / info.fps:.2f} s{' •' if e else ''}" for i, e in zip(at, near, strict=True)]
+    labels = [f"{i / info.fps:.2f} s{' *' if e else ''}" for i, e in zip(at, near, strict=True)]
     return _grid([_labelled(frames[i], text) for i, text in zip(at, labels, strict=True)], n)
 
 
@@ -89,7 +89,7 @@ def data_card(
     audio, levels, peaks, sizes = [], [], [], []
     flows: dict[float, list[np.ndarray]] = {fps: [] for fps in rates}
     for row in tqdm(rows.itertuples(), total=len(rows), desc="data card", unit="clip", disable=not progress):
-        path = Path(folder) / row.path
+        path = Path(folder, str(row.path))
         wav = media.read_audio(path, sample_rate)
         audio.append(mv_align.audio_peaks(wav, sample_rate))
         levels.append(loudness.loudness(wav, sample_rate))
@@ -128,7 +128,7 @@ def manifest_card(df: "pd.DataFrame", near_s: float = 1 / 9.6) -> dict:
         total += len(events)
         far += int((np.abs(events[:, None] - beats).min(axis=1, initial=np.inf) >= near_s).sum()) if len(events) else 0
     tempi = df["tempo_bpm"].to_numpy()
-    count, edges = np.histogram(tempi, bins=np.arange(50, 115, 5))
+    count, edges = np.histogram(np.asarray(tempi, float), bins=np.arange(50, 115, 5))
     shown = [bool(s) for row in df["shown"] for s in row]
     return {
         "clips": len(df),

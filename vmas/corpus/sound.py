@@ -46,7 +46,7 @@ def _play(spec: ClipSpec, notes, sample_rate: int) -> np.ndarray:
     for channel, program in zip((MELODY, CHORDS, BASS), spec.programs, strict=True):
         synth.program_select(channel, font, 0, program)
     synth.program_select(VOICE, font, 0, VOICE_PROGRAM)
-    synth.program_select(KIT, font, 128, 0, True)
+    synth.program_select(KIT, font, 128, spec.kit, True)
     total = round(spec.seconds * sample_rate)
     events = sorted(
         [(round(n[2] * sample_rate), 1, n) for n in notes]

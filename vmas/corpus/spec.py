@@ -11,6 +11,7 @@ from vmas.corpus.genres import (
     NEIGHBOURS,
     PROGRAM_NAMES,
     SHIFTED_FIGURE,
+    SHIFTED_KIT,
     SHIFTED_PROGRAM,
     SHIFTED_TEXTURE,
     TABLE,
@@ -25,7 +26,20 @@ LEAD_S = 0.010  # the picture's pulse is centred this long before its beat
 DRUMS = {"kick": 36, "snare": 38, "hat": 42}
 
 FAR = 1_000_003  # how far from a mismatched clip's index its music is drawn
-MUSIC = ("genre", "tempo_bpm", "key", "mode", "chords", "beats_s", "onsets_s", "programs", "notes", "vocal", "caption")
+MUSIC = (
+    "genre",
+    "tempo_bpm",
+    "key",
+    "mode",
+    "chords",
+    "beats_s",
+    "onsets_s",
+    "programs",
+    "kit",
+    "notes",
+    "vocal",
+    "caption",
+)
 
 Note = tuple[int, int, float, float, int]  # channel, pitch, start s, end s, velocity
 MELODY, CHORDS, BASS, VOICE, KIT = 0, 1, 2, 3, 9
@@ -39,7 +53,8 @@ class ClipSpec:
     differ only where the pair is mismatched. `shown[i]` says whether the picture shows `beats_s[i]`;
     `video_events_s` are all its jumps or cuts, `spurious_s` those without a beat. `sound_of` is the id
     of the draw that the music comes from (the clip's own unless mismatched or repeated), and
-    `duplicate_of` the id of the clip that it repeats, or None. `notes` are (channel, pitch, start,
+    `duplicate_of` the id of the clip that it repeats, or None. `programs` are General MIDI numbers of
+    lead, chords and bass, `kit` that of the drums. `notes` are (channel, pitch, start,
     end, velocity), `palette` three colours (HSV in [0,1]), `amount` the size of a jump in pixels.
     """
 
@@ -59,6 +74,7 @@ class ClipSpec:
     spurious_s: tuple[float, ...]
     video_events_s: tuple[float, ...]
     programs: tuple[int, int, int]
+    kit: int
     notes: tuple[Note, ...]
     palette: tuple[tuple[float, float, float], ...]
     scene: str
@@ -162,6 +178,8 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
     spurious = np.sort(view.uniform(0.1, seconds - 0.1, view.poisson(cfg.spurious_per_s * seconds)))
     events = np.sort(np.concatenate([(beats - LEAD_S + jitter)[shown], spurious]))
     palette = _palette(view, source["palette"])
+    if split == "shifted":
+        palette = tuple(_shifted_colour(*colour) for colour in palette)
     described = ", ".join(dict.fromkeys(PROGRAM_NAMES[p] for p in programs))
     pace = "slow" if tempo < 90 else "mid-tempo" if tempo < 120 else "fast"
     caption = (
@@ -184,6 +202,7 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
         spurious_s=_seconds(spurious),
         video_events_s=_seconds(events),
         programs=(programs[0], programs[1], programs[2]),
+        kit=SHIFTED_KIT if split == "shifted" else 0,
         notes=tuple(sorted(notes, key=lambda n: (n[2], n[0], n[1]))),
         palette=palette,
         scene=f"{figure} on {texture}",
@@ -267,6 +286,11 @@ def _voice(rng, beats, beat, key, mode) -> list[Note]:
         for t in beats
         if rng.random() < 0.8
     ]
+
+
+def _shifted_colour(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+    """The faded, slightly turned colours of the shifted split."""
+    return round((hue + 0.06) % 1.0, 4), round(0.65 * saturation, 4), round(0.28 + 0.62 * value, 4)
 
 
 def _palette(rng, genre) -> tuple[tuple[float, float, float], ...]:
