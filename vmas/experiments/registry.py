@@ -1,0 +1,76 @@
+"""Every table and figure of the paper as a target, and whether it can be run yet."""
+
+from dataclasses import dataclass
+
+from vmas.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Target:
+    """`module` computes it and `notebook` tells it; both are empty while it is planned."""
+
+    name: str
+    title: str
+    description: str
+    notebook: str = ""
+    module: str = ""
+
+    @property
+    def implemented(self) -> bool:
+        return bool(self.module)
+
+
+REGISTRY: dict[str, Target] = {
+    t.name: t
+    for t in (
+        Target("table1", "Table 1. Datasets", "size and frame similarity of video-music datasets"),
+        Target("table2", "Table 2. Video encoder", "stages and output sizes of the efficient encoder"),
+        Target(
+            "table3",
+            "Table 3. Comparison with the state of the art",
+            "FAD, KL and MV Align on two test sets",
+            "10_table3_state_of_the_art.ipynb",
+            "vmas.experiments.table3",
+        ),
+        Target("table4", "Table 4. V2Meow", "comparison on the same training data"),
+        Target("table5", "Table 5. Alignment", "the contrastive and the beat term, one at a time"),
+        Target("table6", "Table 6. Video encoders", "CLIP, Hiera and ours, with GFLOPs"),
+        Target("table7", "Table 7. Retrieval", "video-to-music recall"),
+        Target("fig2", "Figure 2. Video-beat alignment", "eq. 3 step by step on one clip"),
+        Target("fig3", "Figure 3. Human evaluation", "preference with intervals"),
+        Target("fig5", "Figure 5. Genres", "zero-shot genres of the data"),
+        Target("fig6", "Figure 6. Data size, FAD", "FAD against the share of training data"),
+        Target("fig7", "Figure 7. Data size, MV Align", "MV Align against the share of training data"),
+        Target("fig8", "Figure 8. Spectrograms", "the same clip scored by each system"),
+        Target("cleaning", "Section 6.2. Data cleaning", "training with and without the frame-similarity filter"),
+        Target("claims", "Claims", "each sentence of the paper against the records"),
+    )
+}
+
+
+def available() -> list[Target]:
+    return [t for t in REGISTRY.values() if t.implemented]
+
+
+def planned() -> list[Target]:
+    return [t for t in REGISTRY.values() if not t.implemented]
+
+
+def get(name: str) -> Target:
+    """An implemented target. Raises UsageError with the nearest names, or with what is available."""
+    if name not in REGISTRY:
+        raise UsageError(f"unknown target {name!r}: {nearest(name, [*REGISTRY, 'all', 'list'])}")
+    target = REGISTRY[name]
+    if not target.implemented:
+        ready = ", ".join(t.name for t in available())
+        raise UsageError(f"target {name} is planned, not available yet; available now: {ready}")
+    return target
+
+
+def listing() -> str:
+    """Every target with its state, for the terminal."""
+    lines = [f"{'target':10} {'state':10} what"]
+    for t in REGISTRY.values():
+        lines.append(f"{t.name:10} {'available' if t.implemented else 'planned':10} {t.title}: {t.description}")
+    lines.append(f"{'all':10} {'available':10} everything that is available")
+    return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""From a target's name to its table: reuse a record whose key still holds, else compute; then tell it.
+
+A record computed on this machine is remembered in the cache. `source="compute"` (reproduce.sh) reuses
+only such local ones, so that the first run on a machine computes there, and then says how far its numbers
+lie from the committed record; `source="records"` (a notebook read as it is) takes the committed ones first.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from vmas import config, paths, records
+from vmas.config import Profile
+from vmas.errors import UsageError, VmasError, nearest
+from vmas.experiments import registry
+from vmas.experiments.registry import Target
+from vmas.records import Record
+
+SOURCES = ("records", "compute")
+
+
+def _module(target: Target) -> ModuleType:
+    """The target's module: `key(profile, seed) -> str`, `compute(profile, seed, device, progress, say) -> Record`."""
+    return importlib.import_module(target.module)
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+def obtain(
+    name: str,
+    profile: Profile | str = "mini",
+    seed: int = 0,
+    device: str = "auto",
+    force: bool = False,
+    source: str = "records",
+    progress: bool = True,
+    say: Callable[[str], None] = _quiet,
+) -> Record:
+    """The record of a target: read where its key (config, data, weights, stage versions) holds, else computed.
+
+    Raises UsageError for an unknown or planned target or an unknown source; what computing raises besides.
+    """
+    if source not in SOURCES:
+        raise UsageError(f"unknown source {source!r}: {nearest(source, SOURCES)}")
+    target = registry.get(name)
+    cfg = config.load(profile) if isinstance(profile, str) else profile
+    module = _module(target)
+    here = records.local(name, cfg.name, seed)
+    if not force:
+        key = module.key(cfg, seed)
+        places = [here] if source == "compute" else [records.committed(name, cfg.name, seed), here]
+        for place in places:
+            if record := records.find(place, key):
+                return record
+    record = module.compute(cfg, seed, device, progress, say)
+    records.write(record, here)
+    return record
+
+
+def plan(target: Target, profile: Profile, seed: int = 0) -> str:
+    """What `run_target` would do, what is there already, and what it costs."""
+    from vmas import pipeline
+
+    key = _module(target).key(profile, seed)
+    lines = [f"{target.name}, profile {profile.name}, seed {seed}: {target.title}"]
+    steps = [(what, paths.relative(where), done) for what, where, done in pipeline.plan(profile, seed)]
+    here = records.find(records.local(target.name, profile.name, seed), key) is not None
+    steps.append(("generation and evaluation", "record in the cache", here))
+    lines += [f"  {'there' if done else 'to do':6} {what:28} {where}" for what, where, done in steps]
+    out = paths.relative(paths.target(profile.name, target.name))
+    lines.append(f"  to do  {'notebook, table and figure':28} {out}")
+    if here:
+        lines.append("  cost   seconds: the record of this machine still holds (--force computes again)")
+    else:
+        lines.append(f"  cost   {_cost(target, profile, seed, all(done for *_, done in steps[:-1]))}")
+    return "\n".join(lines)
+
+
+def _cost(target: Target, profile: Profile, seed: int, ready: bool) -> str:
+    path = records.committed(target.name, profile.name, seed)
+    text = "see README for times"
+    if path.is_file():
+        about = records.read(path).provenance
+        text = f"about {about['wall_s'] / 60:.1f} min when this was recorded ({about['hardware']})"
+    return text if ready else f"{text}, besides making what is missing above"
+
+
+def run_notebook(target: Target, profile: str, seed: int, device: str, out) -> Path:
+    """Execute a target's notebook with papermill into `out`; it finds the record just computed by its key.
+
+    Raises VmasError naming the cell's error in one line when the notebook fails.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = paths.NOTEBOOKS / target.notebook
+    given = {"profile": profile, "seed": seed, "device": device, "force": False, "source": "compute"}
+    known = papermill.inspect_notebook(str(source))
+    if missing := sorted(set(given) - set(known)):
+        raise VmasError(f"{target.notebook}: its parameters cell lacks {', '.join(missing)}")
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            papermill.execute_notebook(
+                str(source), str(aside), given, kernel_name="python3", progress_bar=False, cwd=str(paths.NOTEBOOKS)
+            )
+        except PapermillExecutionError as e:
+            raise VmasError(f"{target.notebook}, cell {e.cell_index}: {e.ename}: {' '.join(e.evalue.split())}") from e
+    os.replace(aside, out)
+    return out
+
+
+def run_target(
+    target: Target,
+    profile: str,
+    seed: int = 0,
+    device: str = "auto",
+    force: bool = False,
+    save_record: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = _quiet,
+    show: Callable[[str], None] = print,
+) -> Record:
+    """Obtain a target's record, leave table, figure and result in `results/<profile>/<target>/`, execute its notebook.
+
+    Prints the table with `show`, and beside it how far the numbers lie from the committed record.
+    """
+    from vmas.report import table
+
+    record = obtain(target.name, profile, seed, device, force, "compute", progress, say)
+    out = table.save(record, paths.target(record.profile, target.name))
+    if save_record:
+        records.write(record, records.committed(target.name, record.profile, seed))
+    say(f"notebook: {target.notebook}")
+    told = paths.cache() / "notebooks" / record.profile / target.notebook
+    run_notebook(target, profile, seed, device, told)
+    show(table.plain(record))
+    show(f"\nin {paths.relative(out)}: table.md, table.csv, figure.png, result.json; the notebook as run here: {told}")
+    path = records.committed(target.name, record.profile, seed)
+    if path.is_file() and not save_record:
+        committed = records.read(path)
+        other = "" if committed.key == record.key else " (of other code, data or weights)"
+        found = records.compare(record, committed)
+        show(f"{found}{other}")
+        for line in found.lines[:5]:
+            show(f"  {line}")
+    return record

@@ -1,0 +1,1 @@
+"""Tables and figures from records: the only place that turns numbers into something to look at."""

@@ -1,0 +1,203 @@
+"""What a reader opens: table.md, table.csv, figure.png and result.json of a record."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmas import records
+from vmas.errors import DataError
+from vmas.records import Record, Row
+from vmas.report import palette
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
+MEANING = {
+    "reproduced": "reproduced: paper scale, run here",
+    "scaled_down": "scaled_down: small models on the procedural corpus, run here; no verdict on the paper's values",
+    "smoke": "smoke: every stage ran, the numbers mean nothing",
+    "quoted": "quoted: the paper's own number, on its own data",
+    "unavailable": "unavailable (—): no number to quote",
+}
+# What a metric must be read beside; printed under a table that has the metric.
+CAVEATS = {
+    "FAD (codec)": "FAD (codec) compares with the real music after the codec, so that it judges the model and not "
+    "the codec; FAD (real) compares with the real music itself. Both use the small embedder trained here.",
+    "KL": "KL is 0 for real music by definition.",
+    "MV Align": "MV Align names its version and frame rate; its chance is the same music against other clips' videos.",
+    "Onsets per clip": "Onsets per clip stand beside MV Align because more onsets alone raise it.",
+}
+
+
+def number(x: float) -> str:
+    """Three decimals below 10, one above; never in scientific notation."""
+    return f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
+
+
+def cell(row: Row) -> str:
+    """`0.372 [0.361, 0.383] (chance 0.210)`, the paper's string, or a dash."""
+    if row.value is None:
+        return row.paper or "—"
+    text = number(row.value)
+    if row.ci95:
+        text += f" [{number(row.ci95[0])}, {number(row.ci95[1])}]"
+    return text + (f" (chance {number(row.chance)})" if row.chance is not None else "")
+
+
+def datasets(record: Record) -> list[str]:
+    """Data sets with a number computed here, in order."""
+    return list(dict.fromkeys(r.dataset for r in record.rows if r.value is not None))
+
+
+def frame(record: Record, dataset: str) -> "pd.DataFrame":
+    """What was computed here on one dataset, as text: systems down, metrics across."""
+    import pandas as pd
+
+    chosen = [r for r in record.rows if r.dataset == dataset and r.value is not None]
+    systems = list(dict.fromkeys(r.system for r in chosen))
+    metrics = list(dict.fromkeys(r.metric + ARROWS[r.direction] for r in chosen))
+    table = pd.DataFrame("—", index=pd.Index(systems, name="System"), columns=metrics)
+    for r in chosen:
+        table.loc[r.system, r.metric + ARROWS[r.direction]] = cell(r)
+    return table
+
+
+def quoted(record: Record) -> "pd.DataFrame":
+    """The paper's own numbers beside: systems down, dataset and metric across; empty when there are none."""
+    import pandas as pd
+
+    chosen = [r for r in record.rows if r.value is None]
+    columns = list(dict.fromkeys(f"{r.dataset}, {r.metric}{ARROWS[r.direction]}" for r in chosen))
+    table = pd.DataFrame("—", index=pd.Index(dict.fromkeys(r.system for r in chosen), name="System"), columns=columns)
+    for r in chosen:
+        table.loc[r.system, f"{r.dataset}, {r.metric}{ARROWS[r.direction]}"] = cell(r)
+    return table
+
+
+def footnotes(record: Record) -> list[str]:
+    """What the numbers mean: intervals, statuses, caveats of the metrics, deviations of the profile."""
+    computed = [r for r in record.rows if r.value is not None]
+    n = sorted({r.n for r in computed if r.n})
+    draws = sorted({r.seeds for r in computed if r.seeds})
+    lines = []
+    if n:
+        clips = " or ".join(map(str, n))
+        many = f"; {draws[-1]} sampling seeds" if draws and draws[-1] > 1 else ""
+        lines.append(f"[low, high]: 95% bootstrap interval over {clips} clips per data set{many}.")
+    lines += [MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows)]
+    lines += [text for name, text in CAVEATS.items() if any(r.metric.startswith(name) for r in computed)]
+    lines += [f"{d}: random halves of the reference (N = {f['n']}) lie FAD {number(f['value'])} apart." for d, f in
+              record.extra.get("fad_floor", {}).items()]  # fmt: skip
+    if record.extra.get("note"):
+        lines.append(record.extra["note"])
+    return lines
+
+
+def _sections(record: Record) -> list[tuple[str, "pd.DataFrame"]]:
+    status = {
+        d: next(r.status for r in record.rows if r.dataset == d and r.value is not None) for d in datasets(record)
+    }
+    out = [(f"Computed here ({status[d]}): {d}", frame(record, d)) for d in datasets(record)]
+    paper = quoted(record)
+    return [*out, ("The paper's own numbers (quoted)", paper)] if len(paper) else out
+
+
+def markdown(record: Record) -> str:
+    """The whole table as Markdown, with what every number is worth under it."""
+    parts = [f"# {record.title}, profile {record.profile}"]
+    parts += [f"## {head}\n\n{table.to_markdown()}" for head, table in _sections(record)]
+    parts.append("\n".join(f"- {line}" for line in footnotes(record)))
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(record: Record) -> str:
+    """The tables for a terminal: metrics down, systems across, so that lines stay short."""
+    parts = [f"{record.title}, profile {record.profile}"]
+    for head, table in _sections(record):
+        down = table if head.startswith("The paper") else table.T
+        parts.append(f"{head}\n{down.to_markdown(tablefmt='simple', disable_numparse=True)}")
+    parts.append("\n".join(footnotes(record)))
+    return "\n\n".join(parts)
+
+
+def csv(record: Record) -> str:
+    """Every row, one line each, for machines."""
+    import pandas as pd
+
+    table = pd.DataFrame([dataclasses.asdict(r) for r in record.rows])
+    at = int(table.columns.get_loc("ci95"))
+    bounds = [c or (None, None) for c in table.pop("ci95")]
+    table.insert(at, "ci_lo", [lo for lo, _ in bounds])
+    table.insert(at + 1, "ci_hi", [hi for _, hi in bounds])
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def unit(metric: str) -> str:
+    """What a metric's axis counts."""
+    if metric.startswith("FAD"):
+        return "squared distance"
+    if metric.startswith("KL"):
+        return "nats"
+    if metric.startswith("MV Align"):
+        return "intersection over union"
+    return "share of clips" if "accuracy" in metric else "onsets"
+
+
+def figure(record: Record) -> "Figure":
+    """Dot plot: a panel per metric and dataset computed here, intervals as bars, chance as a tick."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    computed = [r for r in record.rows if r.value is not None]
+    names, metrics = datasets(record), list(dict.fromkeys(r.metric for r in computed))
+    systems = list(dict.fromkeys(r.system for r in computed))
+    with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
+        fig = Figure(figsize=(1.95 * len(metrics) + 2.2, 1.7 * len(names) + 1.1), layout="constrained")
+        axes = fig.subplots(len(names), len(metrics), squeeze=False, sharey=True, sharex="col")
+        for i, dataset in enumerate(names):
+            for j, metric in enumerate(metrics):
+                ax = axes[i][j]
+                for r in (r for r in computed if r.dataset == dataset and r.metric == metric):
+                    _dot(ax, r, systems.index(r.system))
+                ax.set_ylim(len(systems) - 0.5, -0.5)
+                ax.set_yticks(range(len(systems)), systems)
+                ax.margins(x=0.12)
+                sns.despine(ax=ax, left=True)
+                if i == len(names) - 1:
+                    direction = next(r.direction for r in computed if r.metric == metric)
+                    ax.set_xlabel(f"{metric}{ARROWS[direction]}\n{unit(metric)}")
+            axes[i][0].set_title(dataset, loc="left", fontsize=9, fontweight="bold")
+    n = max(r.n or 0 for r in computed)
+    head = f"{record.title} ({computed[0].status}, N = {n})"
+    fig.suptitle(f"{head}    bar: 95% interval    grey tick: chance", fontsize=9, x=0.01, ha="left")
+    return fig
+
+
+def _dot(ax, r: Row, y: int) -> None:
+    colour, marker = palette.colour(r.system), palette.marker(r.system)
+    if r.chance is not None:
+        ax.plot(r.chance, y, "|", color="#666666", ms=16, mew=1.5)
+    if r.ci95:
+        ax.plot(r.ci95, [y, y], color=colour, lw=2.5, alpha=0.6, solid_capstyle="butt")
+    ax.plot(r.value, y, marker, color=colour, ms=6, mec="white", mew=0.6)
+
+
+def save(record: Record, folder) -> Path:
+    """Write table.md, table.csv, figure.png and result.json, each whole or not at all; returns the folder.
+
+    Raises DataError when the folder cannot be written.
+    """
+    folder = Path(folder)
+    records.write_text(folder / "table.md", markdown(record))
+    records.write_text(folder / "table.csv", csv(record))
+    aside = folder / f".figure.{os.getpid()}.png"
+    try:
+        figure(record).savefig(aside, dpi=130, metadata={"Software": None})
+        os.replace(aside, folder / "figure.png")
+    except OSError as e:
+        raise DataError(f"{folder / 'figure.png'}: cannot be written: {e.strerror}") from e
+    records.write_result(record, folder / "result.json")
+    return folder

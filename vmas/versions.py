@@ -1,0 +1,23 @@
+"""Versions of the stages. A number goes up when the stage's results change; records are keyed by them."""
+
+STAGES: dict[str, int] = {
+    "codec": 1,
+    "encoder": 1,
+    "decoder": 1,
+    "sampling": 1,
+    "beats": 1,
+    "flow": 1,
+    "fad": 1,
+    "kl": 1,
+    "mv_align": 1,
+    "tagger": 1,
+    "evaluation": 1,
+}
+
+
+def of(*names: str) -> dict[str, int]:
+    """The versions of the named stages, with those of the corpus and its features. Raises KeyError when unknown."""
+    from vmas.corpus import CORPUS_VERSION
+    from vmas.features import FEATURES_VERSION
+
+    return {"corpus": CORPUS_VERSION, "features": FEATURES_VERSION, **{n: STAGES[n] for n in names}}
