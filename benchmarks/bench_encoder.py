@@ -1,11 +1,13 @@
 """Speed and memory of the video encoder at the paper's size (96 frames of 224x224, float32, CPU, one clip).
 
-    python benchmarks/bench_encoder.py [--threads 1] [--repeats 3] [--skip-naive]
+    python benchmarks/bench_encoder.py [--threads 1] [--repeats 3] [--clock wall|cpu] [--skip-naive]
 
 In one run, interleaved: the matrix products of the forward pass alone (`torch.mm`/`torch.bmm` at their full
 shapes into ready buffers, the patch convolution as one of them), our forward pass, and the same weights in
 timm's HieraBlock without folded windows or parts. Peak memory is taken in a process of its own. Aims: forward
-at most 1.5 times its GEMMs, at most 0.8 GB above the weights. Also the mini encoder's training step.
+at most 1.5 times its GEMMs, at most 0.8 GB above the weights. Also the mini encoder's
+training step. `--clock cpu` counts the processor's time instead of the wall's, for a machine that others use
+(one thread only).
 """
 
 import argparse
@@ -15,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 
 import torch
 from torch import nn
@@ -66,19 +69,14 @@ class TimmBlocks(nn.Module):
         return e.norm(x.flatten(1, 3))
 
 
-def seconds(function, threads: int) -> float:
-    """Wall time of one call after two warm-up calls."""
-    return Timer("f()", globals={"f": function}, num_threads=threads).timeit(1).mean
-
-
-def gemm_seconds(encoder: VideoEncoder, threads: int) -> dict[str, float]:
+def gemm_seconds(encoder: VideoEncoder, seconds) -> dict[str, float]:
     """Time of every matrix product of the forward pass by kind; equal shapes are timed once and counted."""
     total = collections.Counter()
     for g, times in collections.Counter(gemms(encoder)).items():
         lead = () if g.batch == 1 else (g.batch,)
         a, b = torch.randn(*lead, g.m, g.k), torch.randn(*lead, g.k, g.n)
         out, product = torch.empty(*lead, g.m, g.n), torch.mm if g.batch == 1 else torch.bmm
-        total[g.kind] += times * seconds(lambda a=a, b=b, out=out, f=product: f(a, b, out=out), threads)
+        total[g.kind] += times * seconds(lambda a=a, b=b, out=out, f=product: f(a, b, out=out))
     return dict(total)
 
 
@@ -108,13 +106,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--skip-naive", action="store_true", help="leave out timm's blocks")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     args = parser.parse_args()
+    if args.clock == "cpu" and args.threads != 1:
+        parser.error("--clock cpu counts all threads together: use it with one")
     torch.set_num_threads(args.threads)
     if args.memory:
         print(json.dumps(peak_memory_gb()))
         return
     command = [sys.executable, __file__, "--memory", "--threads", str(args.threads)]
     memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+
+    def seconds(function) -> float:
+        """Time of one call after two warm-up calls."""
+        return Timer("f()", globals={"f": function}, num_threads=args.threads, timer=clock).timeit(1).mean
 
     torch.manual_seed(0)
     encoder, video = VideoEncoder().eval(), torch.randn(SHAPE)
@@ -124,15 +131,16 @@ def main() -> None:
         if naive is not None:
             torch.testing.assert_close(encoder(video), naive(video), atol=1e-4, rtol=1e-4)
         for _ in range(args.repeats):
-            kinds = gemm_seconds(encoder, args.threads)
+            kinds = gemm_seconds(encoder, seconds)
             rows["gemms"].append(sum(kinds.values()))
-            rows["forward"].append(seconds(lambda: encoder(video), args.threads))
+            rows["forward"].append(seconds(lambda: encoder(video)))
             if naive is not None:
-                rows["timm blocks"].append(seconds(lambda: naive(video), args.threads))
+                rows["timm blocks"].append(seconds(lambda: naive(video)))
     for _ in range(args.repeats):
-        rows["mini step"].append(seconds(step, args.threads))
+        rows["mini step"].append(seconds(step))
 
-    print(f"video encoder, {SHAPE[2]} frames of {SHAPE[3]}x{SHAPE[4]}, float32, CPU, {args.threads} thread(s)")
+    print(f"video encoder, {SHAPE[2]} frames of {SHAPE[3]}x{SHAPE[4]}, float32, CPU, one clip")
+    print(f"{args.threads} thread(s), {args.clock} time, {args.repeats} repeats")
     print("GEMMs by kind (last repeat): " + ", ".join(f"{k} {v:.2f} s" for k, v in kinds.items()))
     print(f"{'':12} {'min s':>7} {'median s':>9} {'× GEMMs (min)':>14} {'× GEMMs (median of repeats)':>28}")
     for name in ("gemms", "forward", "timm blocks"):

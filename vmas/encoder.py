@@ -20,6 +20,7 @@ that holds the 7-pool), the final norm, LayerNorm's eps 1e-6 (Hiera's), normalis
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -266,12 +267,17 @@ class VideoEncoder(nn.Module):
             drop_path_rate=cfg.drop_path_rate,
         )
 
+    def block(self, i: int) -> Block:
+        """Block i, counted from 0 over all stages."""
+        return cast(Block, self.blocks[i])
+
     def _initialise(self):
         # Xavier's bound follows the width, so that the small encoders trained here learn as well as wide ones.
         for m in self.modules():
             if isinstance(m, (nn.Linear, nn.Conv3d)):
                 nn.init.xavier_uniform_(m.weight.flatten(1))
-                nn.init.zeros_(m.bias)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
         for p in (self.pos_embed_spatial, self.pos_embed_temporal):
             nn.init.trunc_normal_(p, std=0.02)
 
@@ -317,12 +323,12 @@ class VideoEncoder(nn.Module):
         layout = replace(self.layouts[n], grid=(t, H, W))
         x = layout.gather(x)
         stage, pooling = self.runs[n]
-        for block in self.blocks[stage.start : stage.stop]:
-            x = block(x, B)
+        for i in stage:
+            x = self.blocks[i](x, B)
         if kept is not None:
             kept.append(layout.scatter(x))
-        for block in self.blocks[pooling.start : pooling.stop]:
-            x = block(x, B)
+        for i in pooling:
+            x = self.blocks[i](x, B)
         return layout.pooled.scatter(x)
 
 

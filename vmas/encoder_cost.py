@@ -44,8 +44,8 @@ def gemms(encoder: VideoEncoder, clips: int = 1) -> list[Gemm]:
     for layout, runs in zip(encoder.layouts, encoder.runs, strict=True):
         tokens, length = clips * math.prod(layout.grid), layout.tokens
         for i in (*runs[0], *runs[1]):
-            block, queries = encoder.blocks[i], length // encoder.blocks[i].cells
-            attn, pooled = block.attn, tokens // encoder.blocks[i].cells
+            block = encoder.block(i)
+            attn, queries, pooled = block.attn, length // block.cells, tokens // block.cells
             dim, dim_out = block.norm1.weight.numel(), block.norm2.weight.numel()
             heads, width, hidden = tokens // length * attn.heads, dim_out // attn.heads, block.mlp.fc1.out_features
             if dim != dim_out:
