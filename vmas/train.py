@@ -38,6 +38,11 @@ class Stage:
     warmup_steps: int
 
 
+def recipe(cfg: TrainConfig) -> TrainConfig:
+    """`cfg` without what a `Stage` says itself and without what only paces reports and checkpoints."""
+    return replace(cfg, steps=0, pretrain_steps=0, batch_size=0, warmup_steps=0, val_every=0, checkpoint_every=0)
+
+
 class StepSampler(torch.utils.data.Sampler):
     """Batches of row numbers from step `start` to `stop`, a function of the seed alone.
 
@@ -154,7 +159,7 @@ def fit(
     model, optimizer = accelerator.prepare(task, optimizer)
     ema = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))
     schedule = build_schedule(optimizer.optimizer, stage.warmup_steps, stage.steps)
-    run_key = sha256(cfg, stage, seed, accelerator.num_processes, [len(train), len(val)])
+    run_key = sha256(recipe(cfg), stage, seed, accelerator.num_processes, [len(train), len(val)])
     state: dict[str, Any] = {"step": 0, "curve": [], "seconds": 0.0}
 
     def snapshot() -> dict:
@@ -265,14 +270,13 @@ class Session:
     progress: bool
     say: Callable[[str], None]
 
-    def folder(self, name: str, *parts) -> Path:
+    def folder(self, stage: Stage, *parts) -> Path:
         """Where a stage keeps its state: named by everything that it depends on."""
-        key = sha256(self.profile.clip, self.profile.corpus, self.profile.train, *parts)
-        return paths.cache() / "train" / self.profile.name / f"{name}-seed{self.seed}-{key[:8]}"
+        key = sha256(self.profile.clip, self.profile.corpus, recipe(self.profile.train), stage, *parts)
+        return paths.cache() / "train" / self.profile.name / f"{stage.name}-seed{self.seed}-{key[:8]}"
 
     def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
-        folder = self.folder(stage.name, *parts)
-        return fit(task, *data, cfg, stage, folder, self.seed, self.device, self.progress)
+        return fit(task, *data, cfg, stage, self.folder(stage, *parts), self.seed, self.device, self.progress)
 
 
 def pretrain_encoder(session: Session, train, val) -> tuple[nn.Module, dict]:

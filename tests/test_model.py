@@ -1,0 +1,174 @@
+"""VMAs as a whole: losses, generation, checkpoints; on a tiny model with random weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vmas import checkpoint, config, losses
+from vmas.codec import build_codec, save_codec
+from vmas.errors import CheckpointError
+from vmas.model import VMAs
+from vmas.tasks import MotionTask, MusicTask, VMAsTask, clip_weights
+
+
+def tiny(**align):
+    p = config.load("smoke", {"align": align})
+    torch.manual_seed(0)
+    codec = build_codec(p.codec).eval()
+    with torch.no_grad():
+        codec.E.normal_()
+    return p, VMAs(p, codec)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    p = config.load("smoke")
+    g = torch.Generator().manual_seed(1)
+    frames = torch.randint(0, 256, (2, p.clip.num_frames, 64, 64, 3), dtype=torch.uint8, generator=g)
+    codes = torch.randint(0, p.codec.bins, (2, p.codec.n_q, p.num_tokens), generator=g)
+    return frames, codes
+
+
+def test_objective_is_beta_contrastive_plus_generative(batch):
+    p, model = tiny()
+    out = model.eval()(*batch, torch.rand(2, p.num_tokens))
+    assert float(out["loss"]) == pytest.approx(float(out["L_g"]) + p.align.beta * float(out["L_c"]), rel=1e-6)
+    assert abs(float(out["ce"]) - np.log(p.codec.bins)) < 1.5  # untrained: near the entropy of a uniform guess
+
+
+def test_uniform_weights_are_plain_cross_entropy(batch):
+    p, model = tiny()
+    out = model.eval()(*batch, torch.ones(2, p.num_tokens))
+    assert float(out["L_g"]) == pytest.approx(float(out["ce"]), rel=1e-6)
+
+
+def test_beat_weighting_off_ignores_the_weights(batch):
+    p, model = tiny(beat_weighting=False)
+    out = model.eval()(*batch, torch.zeros(2, p.num_tokens))
+    assert float(out["L_g"]) == pytest.approx(float(out["ce"]), rel=1e-6)
+
+
+def test_dropped_condition_ignores_the_video_and_skips_the_contrast(batch):
+    p, model = tiny()
+    frames, codes = batch
+    a = model.eval()(frames, codes, None, conditioned=False)
+    b = model(255 - frames, codes, None, conditioned=False)
+    assert float(a["L_c"]) == 0.0
+    assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-6)
+    assert float(model(frames, codes)["ce"]) != float(model(255 - frames, codes)["ce"])
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_every_parameter_gets_a_gradient_or_zero_never_nan(batch, conditioned):
+    p, model = tiny()
+    model(*batch, torch.rand(2, p.num_tokens), conditioned)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_contrastive_gradient_reaches_encoder_and_decoder(batch):
+    p, model = tiny(beat_weighting=True)
+    frames, codes = batch
+    model(frames, codes, torch.zeros(2, p.num_tokens))["loss"].backward()  # weight 0 everywhere: only L_c is left
+    assert model.encoder.patch_embed.proj.weight.grad.abs().max() > 0
+    assert model.decoder.layers[0].linear1.weight.grad.abs().max() > 0
+
+
+def test_generation_depends_on_seed_and_index_not_on_the_batch(batch):
+    _, model = tiny()
+    frames = batch[0]
+    both = model.generate_waveform(frames, seed=3)
+    assert both.shape == (2, model.profile.clip.num_samples)
+    assert np.array_equal(both, model.generate_waveform(frames, seed=3))
+    np.testing.assert_allclose(both[1:], model.generate_waveform(frames[1:], seed=3, first=1), atol=1e-4)
+    assert not np.allclose(both, model.generate_waveform(frames, seed=4), atol=1e-3)
+
+
+def test_progress_runs_to_the_end(batch):
+    _, model = tiny()
+    seen = []
+    model.generate_waveform(batch[0], progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def saved(tmp_path):
+    _, model = tiny()
+    save_codec(tmp_path / "codec", model.codec)
+    model.save_pretrained(tmp_path / "vmas-seed0", seed=7)
+    return model
+
+
+def test_checkpoint_round_trip(tmp_path, batch):
+    model = saved(tmp_path)
+    again = VMAs.from_pretrained(tmp_path / "vmas-seed0")
+    a, b = model.eval()(*batch), again(*batch)
+    assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-5)
+    assert checkpoint.read_manifest(tmp_path / "vmas-seed0")["seed"] == 7
+
+
+def test_other_codec_is_refused(tmp_path):
+    saved(tmp_path)
+    _, other = tiny()
+    with torch.no_grad():
+        other.codec.E.add_(1.0)
+    save_codec(tmp_path / "codec", other.codec)
+    with pytest.raises(CheckpointError, match="not the codec"):
+        VMAs.from_pretrained(tmp_path / "vmas-seed0")
+
+
+def test_missing_codec_and_other_architecture(tmp_path):
+    model = saved(tmp_path)
+    (tmp_path / "codec" / checkpoint.MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="codec is missing"):
+        VMAs.from_pretrained(tmp_path / "vmas-seed0")
+    path = tmp_path / "vmas-seed0" / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["config"]["decoder"]["dim"] = 32
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        VMAs.from_pretrained(tmp_path / "vmas-seed0", codec=model.codec)
+
+
+def test_tasks_give_finite_losses(batch):
+    p, model = tiny()
+    frames, codes = batch
+    flow = torch.rand(2, p.clip.num_frames - 1)
+    motion = MotionTask(model.encoder, *MotionTask.statistics(flow.numpy()))
+    music = MusicTask(model.decoder, p.codec.bins, p.encoder.out_dim, p.num_video_tokens)
+    everything = {"frames": frames, "flow": flow, "codes": codes, "weights": torch.ones(2, p.num_tokens)}
+    for task in (motion, music, VMAsTask(model)):
+        assert torch.isfinite(task(everything)["loss"])
+
+
+def test_condition_dropout_follows_the_generator(batch):
+    p, model = tiny()
+    task = VMAsTask(model).eval()
+    data = {"frames": batch[0], "codes": batch[1], "weights": torch.ones(2, p.num_tokens)}
+    dropped = [float(task(data, torch.Generator().manual_seed(i))["L_c"]) == 0.0 for i in range(20)]
+    again = [float(task(data, torch.Generator().manual_seed(i))["L_c"]) == 0.0 for i in range(20)]
+    assert dropped == again
+    assert 1 <= sum(dropped) <= 14  # 0.3 of 20 in the mean
+
+
+def test_clip_weights_follow_the_profile():
+    p = config.load("smoke")
+    flow = np.zeros((1, p.clip.num_frames - 1), np.float32)
+    flow[0, 20] = 1.0  # the pair 20 → 21, at 21 / 9.6 s
+    beats = np.zeros((1, p.num_tokens), bool)
+    t = round(21 / p.clip.fps * p.codec.frame_rate)
+    beats[0, t + 2] = True
+    w = clip_weights(flow, beats, p)[0]
+    assert w[t] == 1.0
+    assert np.all(np.delete(w, t) == np.float32(p.align.alpha))
+
+
+def test_music_embedding_uses_the_codecs_entries(batch):
+    p, model = tiny()
+    logits = torch.full((1, p.codec.n_q, 5, p.codec.bins), -1e9)
+    logits[..., 3] = 0.0
+    M = losses.music_embedding(logits, model.E, torch.ones(p.codec.n_q, 5, dtype=torch.bool))
+    torch.testing.assert_close(M[0], model.E[:, 3].sum(0))
