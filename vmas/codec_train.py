@@ -8,6 +8,7 @@ average in the same step. Here entry, sum and count always change together.
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -154,7 +155,8 @@ def train_codec(
             and says so.
         resume: go on from `<out_dir>.state/`, which an interrupted run leaves behind.
 
-    Progress goes to `<out_dir>.state/log.jsonl`. Returns the record that the manifest stores.
+    Progress goes to `<out_dir>.state/log.jsonl`; the folder goes when the checkpoint is written, and the record
+    keeps twenty points of the loss. Returns the record that the manifest stores.
     Raises ConfigError for another kind of codec and DataError for unusable waveforms.
     """
     from tqdm.auto import tqdm
@@ -189,12 +191,20 @@ def train_codec(
         "wall_s": round(run.seconds, 1),
         "parameters": sum(p.numel() for p in codec.parameters()),
         "loss": run.tail(),
+        "curve": _curve(work / "log.jsonl"),
         "report": codec_report(codec, wavs[:16] if val is None else val),
         "report_split": "train" if val is None else "val",
     }
     save_codec(out_dir, codec, seed, record)
-    save_state(work / "last", run.state())
+    shutil.rmtree(work)
     return record
+
+
+def _curve(log: Path, points: int = 20) -> list[list[float]]:
+    """[step, mel loss] at about `points` places of the log, the last included."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    seen = [json.loads(line) for line in lines[:: -max(1, len(lines) // points)][::-1]]
+    return [[s["step"], s["mel"]] for s in seen]
 
 
 class _Run:
