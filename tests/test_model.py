@@ -51,7 +51,7 @@ def test_beat_weighting_off_ignores_the_weights(batch):
 
 
 def test_dropped_condition_ignores_the_video_and_skips_the_contrast(batch):
-    p, model = tiny()
+    _, model = tiny()
     frames, codes = batch
     a = model.eval()(frames, codes, None, conditioned=False)
     b = model(255 - frames, codes, None, conditioned=False)

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,16 +139,18 @@ class VMAs(nn.Module):
     def generate_waveform(self, frames, seed: int = 0, first: int = 0, progress=None):
         """Music float32 numpy [B,samples] at the profile's sample rate for frames uint8 [B,t_v,H,W,3]."""
         self.eval()
-        x = torch.as_tensor(frames, device=self.device)
-        n = self.profile.sampling.batch_size
+        n, total = self.profile.sampling.batch_size, len(frames)
         out = []
-        for i in range(0, len(x), n):
-            part = x[i : i + n]
+        for i in range(0, total, n):
+            part = frames[i : i + n]
+            # a copy: memory-mapped frames are read-only, which tensors cannot be
+            part = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+            part = part.to(self.device)
             done = None
             if progress is not None:
 
                 def done(step, steps, i=i, part=part):
-                    progress(i * steps + step * len(part), len(x) * steps)
+                    progress(i * steps + step * len(part), total * steps)
 
             codes = self.generate_tokens(part, seed, first + i, done)
             out.append(self.codec.decode(codes)[:, 0, : self.profile.clip.num_samples].float().cpu())
