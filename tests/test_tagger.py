@@ -138,7 +138,7 @@ def tones(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_training_learns_repeats_and_reports(tmp_path):
-    profile = config.load("smoke", {"eval": {"tagger_steps": 40, "tagger_width": 4}})
+    profile = config.load("smoke", {"eval": {"tagger_steps": 90, "tagger_width": 4}})
     wavs, labels = tones(40)
     record = tagger_train.train_tagger(profile, wavs, labels, None, tmp_path / "a", (wavs, labels), progress=False)
     assert record["val_accuracy"] > 0.5

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class Codec(nn.Module):
     bins: int
     dim: int
     sha256: str = ""
+    cfg: CodecConfig
 
     def encode(self, wav: Tensor) -> Tensor:
         """Codes int64 [B,K,ceil(N/hop)] of wav float [B,1,N]. Raises DataError on NaN, infinity or another shape."""
@@ -249,7 +250,7 @@ class EncodecCodec(Codec):
         self.cfg, self.pad_mode = cfg, pad_mode
         self.sample_rate, self.frame_rate, self.hop = cfg.sample_rate, cfg.frame_rate, cfg.hop
         self.n_q, self.bins, self.dim = cfg.n_q, cfg.bins, cfg.dim
-        shape = {"dimension": cfg.dim, "n_filters": cfg.width, "ratios": list(self.STRIDES[cfg.hop])}
+        shape: dict[str, Any] = {"dimension": cfg.dim, "n_filters": cfg.width, "ratios": list(self.STRIDES[cfg.hop])}
         # audiocraft config/model/encodec/default.yaml, where it differs from the classes' own defaults
         shape |= {"n_residual_layers": 1, "norm": "weight_norm", "true_skip": True, "lstm": 2, "pad_mode": pad_mode}
         self.model = EncodecModel(
@@ -262,7 +263,7 @@ class EncodecCodec(Codec):
         )
 
     def codebooks(self) -> Tensor:
-        return torch.stack([layer._codebook.embed for layer in self.model.quantizer.vq.layers])
+        return torch.stack([book.embed for book in books(self.model.quantizer)])
 
     @torch.no_grad()
     def encode(self, wav: Tensor) -> Tensor:
@@ -273,6 +274,11 @@ class EncodecCodec(Codec):
     def decode(self, codes: Tensor) -> Tensor:
         self._check_codes(codes)
         return self.model.decode(codes)
+
+
+def books(quantizer: Any) -> list[Any]:
+    """The `EuclideanCodebook` of every layer of audiocraft's ResidualVectorQuantizer."""
+    return [layer._codebook for layer in quantizer.vq.layers]
 
 
 def quiet_xformers() -> None:

@@ -11,13 +11,14 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vmas import config
-from vmas.codec import FrameCodec, LogMel, as_float, codec_report, quiet_xformers, save_codec
+from vmas.codec import FrameCodec, LogMel, as_float, books, codec_report, quiet_xformers, save_codec
 from vmas.config import CodecConfig, Profile
 from vmas.errors import ConfigError, DataError
 from vmas.train_state import load_state, save_state
@@ -54,10 +55,10 @@ def build_quantizer(cfg: CodecConfig) -> nn.Module:
 
 def codebook_tables(quantizer: nn.Module) -> Tensor:
     """E float [K,bins,dim] of audiocraft's quantizer."""
-    return torch.stack([layer._codebook.embed for layer in quantizer.vq.layers]).clone()
+    return torch.stack([book.embed for book in books(quantizer)]).clone()
 
 
-def _set_entries(book: nn.Module, rows: Tensor | slice, entries: Tensor, counts) -> None:
+def _set_entries(book: Any, rows: Tensor | slice, entries: Tensor, counts: Tensor | float) -> None:
     book.embed[rows] = entries
     book.embed_avg[rows] = entries * counts
     book.cluster_size[rows] = counts.squeeze(-1) if isinstance(counts, Tensor) else counts
@@ -74,8 +75,7 @@ def start_codebooks(quantizer: nn.Module, latent: Tensor, batch_frames: int, see
     from scipy.cluster.vq import kmeans2
 
     residual = latent.transpose(1, 2).flatten(0, 1)
-    for layer in quantizer.vq.layers:
-        book = layer._codebook
+    for book in books(quantizer):
         data = residual.cpu().numpy()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an empty cluster keeps its point; `revive` looks after it
@@ -90,8 +90,7 @@ def start_codebooks(quantizer: nn.Module, latent: Tensor, batch_frames: int, see
 def revive(quantizer: nn.Module, latent: Tensor, generator: torch.Generator) -> int:
     """Replace entries that hardly any frame chose by residuals of `latent` [B,dim,T]; returns how many."""
     residual, revived = latent.transpose(1, 2).flatten(0, 1), 0
-    for layer in quantizer.vq.layers:
-        book = layer._codebook
+    for book in books(quantizer):
         fair = len(residual) / book.codebook_size
         dead = (book.cluster_size < DEAD_BELOW * fair).nonzero().flatten()
         if len(dead):
