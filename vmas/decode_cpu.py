@@ -336,8 +336,12 @@ class CpuEngine:
         self.pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
 
     def _cross(self, cond: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Keys [L,B,heads,T/16,D,16] and values [L,B,heads,D/16,T,16] of the condition, T padded to 16."""
-        k, v = (torch.stack(t).float() for t in zip(*(b.cross_kv(cond) for b in self.decoder.layers), strict=True))
+        """Keys [L,B,heads,T/16,D,16] and values [L,B,heads,D/16,T,16] of the condition, T padded to 16.
+
+        Clip by clip, because torch's product of a row depends in its last bits on the rows beside it.
+        """
+        clips = [[torch.stack(block.cross_kv(c[None])) for c in cond] for block in self.decoder.layers]
+        k, v = torch.stack([torch.cat(c, 1) for c in clips], 1).float()  # [L,B,heads,T,D] each
         pad = (0, 0, 0, -k.shape[3] % LANES)
         k, v = torch.nn.functional.pad(k, pad), torch.nn.functional.pad(v, pad)
         k = k.unflatten(3, (-1, LANES)).transpose(4, 5)

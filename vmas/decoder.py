@@ -249,7 +249,8 @@ class MusicDecoder(nn.Module):
         guided = guidance != 1.0
         clips, steps = len(X_v), num_tokens + self.n_q - 1
         u = sampling.uniforms(seed, first, clips, steps, self.n_q).to(X_v.device)
-        run = make_engine(self, engine, self.project_condition(X_v), steps, guided)
+        cond = torch.cat([self.project_condition(X_v[b : b + 1]) for b in range(clips)])
+        run = make_engine(self, engine, cond, steps, guided)
         codes = torch.full((clips, self.n_q, num_tokens), self.special, dtype=torch.int64, device=X_v.device)
         tokens = torch.full((clips, self.n_q), self.special, dtype=torch.int64, device=X_v.device)
         for s in range(steps):
