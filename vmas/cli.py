@@ -5,6 +5,7 @@ line on stderr; `--debug` anywhere on the line adds the traceback. Heavy librari
 commands, so that `vmas --help` answers at once.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,16 +49,22 @@ Setting = Annotated[
 ]
 
 
-@app.callback()
-def _everywhere(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere on the line.")] = False,
-) -> None:
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         from vmas import __version__
 
         typer.echo(__version__)
         raise typer.Exit()
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere on the line.")] = False,
+) -> None:
+    pass
 
 
 def overrides(settings: Sequence[str]) -> dict:
@@ -74,6 +81,9 @@ def overrides(settings: Sequence[str]) -> dict:
             value = yaml.safe_load(text)
         except yaml.YAMLError as e:
             raise UsageError(f"--set {one}: the value is not valid YAML") from e
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)  # YAML 1.1 reads 1e-3 as text
         place = out
         for part in parts[:-1]:
             place = place.setdefault(part, {})
@@ -180,23 +190,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train VMAs (motion, music, then L = βL_c + L_g) with what it needs before; also under accelerate launch."""
+    from vmas import pipeline
+
     cfg = _own_folder(profile, settings, out)
-    from accelerate import PartialState
-
-    from vmas import checkpoint, paths, pipeline
-    from vmas.corpus import make
-    from vmas.errors import WeightsUnavailable
-    from vmas.train import train_profile
-
-    codec = paths.checkpoints(cfg.name) / "codec"
-    if cfg.name == "paper" and not (codec / checkpoint.MANIFEST).is_file():
-        raise WeightsUnavailable(f"profile paper needs EnCodec in {codec} and the real data: see 'vmas weights list'")
-    with PartialState(cpu=device == "cpu").main_process_first():
-        if cfg.name != "paper":
-            make(paths.corpus(cfg.name), cfg, splits=("train", "val"), progress=not quiet)
-            if not (codec / checkpoint.MANIFEST).is_file():
-                pipeline.ensure_codec(cfg, codec, seed, not quiet)
-    typer.echo(str(train_profile(cfg, seed, device, out, not quiet, say=_say)))
+    typer.echo(str(pipeline.train(cfg, seed, device, out, not quiet, say=_say)))
 
 
 @app.command(

@@ -1,6 +1,6 @@
 """One colour and one marker per system, everywhere (Okabe and Ito's palette, safe for colour-blind readers)."""
 
-_FIXED = {
+SYSTEMS: dict[str, tuple[str, str]] = {
     "VMAs": ("#D55E00", "o"),
     "Real music": ("#000000", "s"),
     "Real music, through the codec": ("#0072B2", "D"),
@@ -14,15 +14,15 @@ _FIXED = {
 
 
 def _name(system: str) -> str:
-    """The system without its role, citation or origin: `VMAs (Ours) (paper)` is `VMAs`."""
+    """The system without its role or citation: `VMAs (ours)` is `VMAs`."""
     return system.split(" (")[0].split(" [")[0]
 
 
 def colour(system: str) -> str:
     """Hexadecimal colour of a system. Raises KeyError for one without a colour."""
-    return _FIXED[_name(system)][0]
+    return SYSTEMS[_name(system)][0]
 
 
 def marker(system: str) -> str:
     """Matplotlib marker of a system."""
-    return _FIXED[_name(system)][1]
+    return SYSTEMS[_name(system)][1]

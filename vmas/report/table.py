@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+WIDTH = 120  # of a line in the terminal
 ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
 MEANING = {
     "reproduced": "reproduced: paper scale, run here",
@@ -34,17 +36,18 @@ CAVEATS = {
 
 def number(x: float) -> str:
     """Three decimals below 10, one above; never in scientific notation."""
-    return f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
+    text = f"{x:.3f}" if abs(x) < 9.9995 else f"{x:.1f}"
+    return text.lstrip("-") if float(text) == 0 else text
 
 
-def cell(row: Row) -> str:
+def cell(row: Row, chance: bool = True) -> str:
     """`0.372 [0.361, 0.383] (chance 0.210)`, the paper's string, or a dash."""
     if row.value is None:
         return row.paper or "—"
     text = number(row.value)
     if row.ci95:
         text += f" [{number(row.ci95[0])}, {number(row.ci95[1])}]"
-    return text + (f" (chance {number(row.chance)})" if row.chance is not None else "")
+    return text + (f" (chance {number(row.chance)})" if chance and row.chance is not None else "")
 
 
 def datasets(record: Record) -> list[str]:
@@ -52,17 +55,21 @@ def datasets(record: Record) -> list[str]:
     return list(dict.fromkeys(r.dataset for r in record.rows if r.value is not None))
 
 
-def frame(record: Record, dataset: str) -> "pd.DataFrame":
-    """What was computed here on one dataset, as text: systems down, metrics across."""
+def frame(record: Record, dataset: str, apart: bool = False) -> "pd.DataFrame":
+    """What was computed here on one dataset, as text: systems down, metrics across.
+
+    `apart` gives chance a column of its own beside its metric, for narrow cells.
+    """
     import pandas as pd
 
     chosen = [r for r in record.rows if r.dataset == dataset and r.value is not None]
-    systems = list(dict.fromkeys(r.system for r in chosen))
-    metrics = list(dict.fromkeys(r.metric + ARROWS[r.direction] for r in chosen))
-    table = pd.DataFrame("—", index=pd.Index(systems, name="System"), columns=metrics)
+    columns: dict[str, dict[str, str]] = {}
     for r in chosen:
-        table.loc[r.system, r.metric + ARROWS[r.direction]] = cell(r)
-    return table
+        columns.setdefault(r.metric + ARROWS[r.direction], {})[r.system] = cell(r, chance=not apart)
+        if apart and r.chance is not None:
+            columns.setdefault(f"{r.metric}, chance", {})[r.system] = number(r.chance)
+    index = pd.Index(dict.fromkeys(r.system for r in chosen), name="System")
+    return pd.DataFrame(columns, index=index).fillna("—")
 
 
 def quoted(record: Record) -> "pd.DataFrame":
@@ -96,11 +103,11 @@ def footnotes(record: Record) -> list[str]:
     return lines
 
 
-def _sections(record: Record) -> list[tuple[str, "pd.DataFrame"]]:
+def _sections(record: Record, apart: bool = False) -> list[tuple[str, "pd.DataFrame"]]:
     status = {
         d: next(r.status for r in record.rows if r.dataset == d and r.value is not None) for d in datasets(record)
     }
-    out = [(f"Computed here ({status[d]}): {d}", frame(record, d)) for d in datasets(record)]
+    out = [(f"Computed here ({status[d]}): {d}", frame(record, d, apart)) for d in datasets(record)]
     paper = quoted(record)
     return [*out, ("The paper's own numbers (quoted)", paper)] if len(paper) else out
 
@@ -114,13 +121,20 @@ def markdown(record: Record) -> str:
 
 
 def plain(record: Record) -> str:
-    """The tables for a terminal: metrics down, systems across, so that lines stay short."""
+    """The tables for a terminal: metrics down, systems across, lines of at most `WIDTH` characters."""
     parts = [f"{record.title}, profile {record.profile}"]
-    for head, table in _sections(record):
-        down = table if head.startswith("The paper") else table.T
-        parts.append(f"{head}\n{down.to_markdown(tablefmt='simple', disable_numparse=True)}")
-    parts.append("\n".join(footnotes(record)))
+    for head, table in _sections(record, apart=True):
+        ours = not head.startswith("The paper")
+        down = table.T if ours else table
+        heads = [_fold(c, 18 if ours else 12) for c in down.columns]
+        parts.append(f"{head}\n{down.to_markdown(tablefmt='simple', disable_numparse=True, headers=['', *heads])}")
+    parts.append("\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in footnotes(record)))
     return "\n\n".join(parts)
+
+
+def _fold(head: str, width: int) -> str:
+    """A long column head over several lines."""
+    return "\n".join(textwrap.wrap(head, width, break_long_words=False))
 
 
 def csv(record: Record) -> str:
