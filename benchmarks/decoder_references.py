@@ -87,4 +87,8 @@ def transformers_lm(n_q: int, card: int, dim: int, layers: int, heads: int):
         add_cross_attention=True,
     )
     config._attn_implementation = "sdpa"
-    return MusicgenForCausalLM(config).eval()
+    lm = MusicgenForCausalLM(config).eval()
+    lm.generation_config.update(
+        pad_token_id=card, bos_token_id=card, decoder_start_token_id=card, num_return_sequences=1
+    )
+    return lm

@@ -31,13 +31,14 @@ def seq() -> torch.Tensor:
     return patterns.delay(codes, CARD)[..., :-1]
 
 
-def test_parameters_of_the_benchmarked_shape():
-    with torch.device("meta"):
-        d = MusicDecoder(4, 2048, 512, 12, 8, 4, 512)
-    own = sum(p.numel() for n, p in d.named_parameters() if not n.startswith("cond_proj"))
-    # 12 blocks of 16·512² and 3 norms, 4·2049 embeddings, 4 heads, the last norm
-    assert own == 12 * (16 * 512**2 + 6 * 512) + 4 * 2049 * 512 + 4 * 2048 * 512 + 2 * 512
-    assert round(own / 1e6, 1) == 58.8
+def test_number_of_parameters(decoder):
+    def expected(card: int, d: int, layers: int) -> int:
+        """16 d² and 3 norms per block, embeddings with the special token, heads, the last norm."""
+        return layers * (16 * d * d + 6 * d) + K * (card + 1) * d + K * card * d + 2 * d
+
+    own = sum(p.numel() for n, p in decoder.named_parameters() if not n.startswith("cond_proj"))
+    assert own == expected(CARD, DIM, 2)
+    assert round(expected(2048, 512, 12) / 1e6, 1) == 58.8  # the benchmarked shape
 
 
 def test_positions_are_cosines_then_sines():

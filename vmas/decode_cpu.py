@@ -30,7 +30,9 @@ from vmas.decode_kernels import (
 )
 from vmas.errors import DataError, UsageError
 
-STAGES = 6  # per block
+SELF, SELF_OUT, CROSS, CROSS_OUT, UP, DOWN, LOGITS = range(7)  # stages: six per block, then the heads once
+STAGES = 6
+SQUARE, WIDE = 2, 4  # panels per task of a [dim,dim] matrix and of the wider ones
 
 
 class Shape(NamedTuple):
@@ -50,15 +52,15 @@ class Shape(NamedTuple):
 
 def supported(decoder) -> bool:
     """Whether the engine can run this decoder: every width a multiple of 16 (the panel's width)."""
-    hidden = decoder.layers[0].linear1.out_features
+    hidden = decoder.blocks[0].linear1.out_features
     return not any(n % LANES for n in (decoder.dim // decoder.heads, hidden, decoder.card))
 
 
 @cached()
-def _stage_done(counters, stage, tasks):
-    """Wait until all tasks of a stage are done; give the processor away when that takes long."""
+def _wait(counters, index, goal):
+    """Wait until counters[index] reaches goal; give the processor away when that takes long."""
     spins = 0
-    while atomic_add(counters, 2 * stage + 1, 0) < tasks:
+    while atomic_add(counters, index, 0) < goal:
         spins += 1
         if spins > 200:
             yield_processor()
@@ -125,111 +127,56 @@ def _step(
 
     x [rows·dim] holds the embedded tokens and becomes the residual stream; logits [rows·n_q·card] is the result.
     """
-    dim, rows, clips, h = sh.dim, sh.rows, sh.clips, sh.hidden
-    square, panel = dim * dim, dim * LANES
-    normed, projected, scores = private[0], private[1], private[2]
-    per_layer = 6 * square + 2 * dim * h
-    chunk = 2  # panels per task of a square layer
-    tasks_square = (dim // LANES + chunk - 1) // chunk
-    wide = 4
-    tasks_hidden = (h // LANES + wide - 1) // wide
-    stage = 0
-    for layer in range(sh.layers):
-        at = layer * per_layer
-
-        ready = False
-        while True:
-            t = atomic_add(counters, 2 * stage, 1)
-            if t >= sh.heads:
-                break
+    dim, rows, clips, h, out = sh.dim, sh.rows, sh.clips, sh.hidden, sh.n_q * sh.card
+    normed, projected, scores = private
+    square, panel, layer_size = dim * dim, dim * LANES, 6 * dim * dim + 2 * dim * h
+    tasks = (
+        sh.heads,
+        -(-dim // (LANES * SQUARE)),
+        sh.heads,
+        -(-dim // (LANES * SQUARE)),
+        -(-h // (LANES * WIDE)),
+        dim // LANES,
+        -(-out // (LANES * WIDE)),
+    )
+    for stage in range(STAGES * sh.layers + 1):
+        layer, kind = stage // STAGES, stage % STAGES
+        if layer == sh.layers:
+            kind = LOGITS
+        at = layer * layer_size
+        active = clips if kind == CROSS or kind == CROSS_OUT else rows  # a null condition adds nothing
+        ready = kind == SELF_OUT or kind == CROSS_OUT or kind == DOWN
+        task = atomic_add(counters, 2 * stage, 1)
+        while task < tasks[kind]:
             if not ready:  # each thread normalises for itself, which costs less than another stage
-                _normalise(x, norms, 3 * layer, rows, dim, normed)
+                _normalise(x, norms, 3 * layer + kind // 2 % 3, active, dim, normed)
                 ready = True
-            _self_attention(sh, layer, t, position, normed, w, at, projected, cache_k, cache_v, scores, y)
+            if kind == SELF:
+                _self_attention(sh, layer, task, position, normed, w, at, projected, cache_k, cache_v, scores, y)
+            elif kind == CROSS:
+                w_at = at + 4 * square
+                _cross_attention(sh, layer, task, normed, w, w_at, projected, cross_k, cross_v, bias, biased, scores, y)
+            elif kind == SELF_OUT or kind == CROSS_OUT:
+                p = task * SQUARE
+                w_at = at + (3 if kind == SELF_OUT else 5) * square + p * panel
+                n = min(SQUARE, dim // LANES - p)
+                linear(y, 0, dim, w, w_at, panel, x, p * LANES, dim, dim, n, active, True)
+            elif kind == UP:
+                p = task * WIDE
+                w_at, n = at + 6 * square + p * panel, min(WIDE, h // LANES - p)
+                linear(normed, 0, dim, w, w_at, panel, hidden, p * LANES, h, dim, n, rows, False)
+                for r in range(rows):
+                    gelu_(hidden[r * h + p * LANES : r * h + (p + n) * LANES])
+            elif kind == DOWN:
+                w_at = at + 6 * square + dim * h + task * h * LANES
+                linear(hidden, 0, h, w, w_at, h * LANES, x, task * LANES, dim, h, 1, rows, True)
+            else:
+                p = task * WIDE
+                n = min(WIDE, out // LANES - p)
+                linear(normed, 0, dim, w, at + p * panel, panel, logits, p * LANES, out, dim, n, rows, False)
             atomic_add(counters, 2 * stage + 1, 1)
-        _stage_done(counters, stage, sh.heads)
-        stage += 1
-
-        while True:
-            t = atomic_add(counters, 2 * stage, 1)
-            if t >= tasks_square:
-                break
-            p = t * chunk
-            n = min(chunk, dim // LANES - p)
-            linear(y, 0, dim, w, at + 3 * square + p * panel, panel, x, p * LANES, dim, dim, n, rows, True)
-            atomic_add(counters, 2 * stage + 1, 1)
-        _stage_done(counters, stage, tasks_square)
-        stage += 1
-
-        ready = False
-        while True:
-            t = atomic_add(counters, 2 * stage, 1)
-            if t >= sh.heads:
-                break
-            if not ready:
-                _normalise(x, norms, 3 * layer + 1, clips, dim, normed)
-                ready = True
-            _cross_attention(
-                sh, layer, t, normed, w, at + 4 * square, projected, cross_k, cross_v, bias, biased, scores, y
-            )
-            atomic_add(counters, 2 * stage + 1, 1)
-        _stage_done(counters, stage, sh.heads)
-        stage += 1
-
-        while True:
-            t = atomic_add(counters, 2 * stage, 1)
-            if t >= tasks_square:
-                break
-            p = t * chunk
-            n = min(chunk, dim // LANES - p)
-            linear(y, 0, dim, w, at + 5 * square + p * panel, panel, x, p * LANES, dim, dim, n, clips, True)
-            atomic_add(counters, 2 * stage + 1, 1)
-        _stage_done(counters, stage, tasks_square)
-        stage += 1
-
-        ready = False
-        while True:
-            t = atomic_add(counters, 2 * stage, 1)
-            if t >= tasks_hidden:
-                break
-            if not ready:
-                _normalise(x, norms, 3 * layer + 2, rows, dim, normed)
-                ready = True
-            p = t * wide
-            n = min(wide, h // LANES - p)
-            linear(normed, 0, dim, w, at + 6 * square + p * panel, panel, hidden, p * LANES, h, dim, n, rows, False)
-            for r in range(rows):
-                gelu_(hidden[r * h + p * LANES : r * h + (p + n) * LANES])
-            atomic_add(counters, 2 * stage + 1, 1)
-        _stage_done(counters, stage, tasks_hidden)
-        stage += 1
-
-        down = at + 6 * square + dim * h
-        while True:
-            t = atomic_add(counters, 2 * stage, 1)
-            if t >= dim // LANES:
-                break
-            linear(hidden, 0, h, w, down + t * h * LANES, h * LANES, x, t * LANES, dim, h, 1, rows, True)
-            atomic_add(counters, 2 * stage + 1, 1)
-        _stage_done(counters, stage, dim // LANES)
-        stage += 1
-
-    out = sh.n_q * sh.card
-    tasks_out = (out // LANES + 2 * wide - 1) // (2 * wide)
-    ready = False
-    while True:
-        t = atomic_add(counters, 2 * stage, 1)
-        if t >= tasks_out:
-            break
-        if not ready:
-            _normalise(x, norms, 3 * sh.layers, rows, dim, normed)
-            ready = True
-        p = t * 2 * wide
-        n = min(2 * wide, out // LANES - p)
-        w_at = sh.layers * per_layer + p * panel
-        linear(normed, 0, dim, w, w_at, panel, logits, p * LANES, out, dim, n, rows, False)
-        atomic_add(counters, 2 * stage + 1, 1)
-    _stage_done(counters, stage, tasks_out)
+            task = atomic_add(counters, 2 * stage, 1)
+        _wait(counters, 2 * stage + 1, tasks[kind])
 
 
 @cached()
@@ -279,7 +226,7 @@ def pack(decoder, half: bool) -> np.ndarray:
     """
     dim, heads = decoder.dim, decoder.heads
     parts = []
-    for block in decoder.layers:
+    for block in decoder.blocks:
         by_head = block.qkv.weight.view(3, heads, dim // heads, dim).transpose(0, 1).reshape(3 * dim, dim)
         maps = (block.out, block.q_cross, block.out_cross, block.linear1, block.linear2)
         parts += [panels(w) for w in (by_head, *(m.weight for m in maps))]
@@ -305,14 +252,14 @@ class CpuEngine:
             raise UsageError(f"the CPU engine needs widths that are multiples of {LANES}; use engine='torch'")
         clips, cond_rows, dim = cond.shape
         rows = 2 * clips if guided else clips
-        heads, hidden = decoder.heads, decoder.layers[0].linear1.out_features
+        heads, hidden = decoder.heads, decoder.blocks[0].linear1.out_features
         capacity = -(-steps // LANES) * LANES
         self.shape = sh = Shape(
-            len(decoder.layers), dim, heads, hidden, decoder.n_q, decoder.card, rows, clips, capacity, cond_rows
+            len(decoder.blocks), dim, heads, hidden, decoder.n_q, decoder.card, rows, clips, capacity, cond_rows
         )
         self.decoder, self.steps, self.position = decoder, steps, 0
         self.weights = pack(decoder, half)
-        norms = [n for b in decoder.layers for n in (b.norm1, b.norm_cross, b.norm2)] + [decoder.out_norm]
+        norms = [n for b in decoder.blocks for n in (b.norm1, b.norm_cross, b.norm2)] + [decoder.out_norm]
         self.norms = torch.stack([torch.stack([n.weight, n.bias]) for n in norms]).detach().float().numpy()
         self.table = torch.stack([e.weight for e in decoder.emb]).detach().float().numpy()
         from vmas.decoder import sin_positions
@@ -340,7 +287,7 @@ class CpuEngine:
 
         Clip by clip, because torch's product of a row depends in its last bits on the rows beside it.
         """
-        clips = [[torch.stack(block.cross_kv(c[None])) for c in cond] for block in self.decoder.layers]
+        clips = [[torch.stack(block.cross_kv(c[None])) for c in cond] for block in self.decoder.blocks]
         k, v = torch.stack([torch.cat(c, 1) for c in clips], 1).float()  # [L,B,heads,T,D] each
         pad = (0, 0, 0, -k.shape[3] % LANES)
         k, v = torch.nn.functional.pad(k, pad), torch.nn.functional.pad(v, pad)
@@ -369,18 +316,15 @@ class CpuEngine:
         self.advance(tokens.numpy())
         return torch.from_numpy(self.logits.copy())
 
-    def next(
-        self, tokens: Tensor, first: int, u: Tensor, top_k: int, top_p: float, temperature: float, guidance: float
-    ):
+    def next(self, tokens: Tensor, first: int, u: Tensor, options: sampling.Options) -> Tensor:
         """Decode one position and sample codebooks first … first+n-1: u [B,n] → tokens int64 [B,n]."""
-        if top_p > 0.0:
-            logits = sampling.guide(self.step(tokens), self.shape.clips, guidance)[:, first : first + u.shape[1]]
+        clips, (top_k, top_p, temperature, guidance) = self.shape.clips, options
+        if top_p > 0.0:  # rare: left to torch
+            logits = sampling.guide(self.step(tokens), clips, guidance)[:, first : first + u.shape[1]]
             return sampling.sample(logits, u, top_k, top_p, temperature)
         self.advance(tokens.numpy())
-        new = np.empty(u.shape, np.int64)
-        if not _choose(
-            self.logits, self.shape.clips, np.float32(guidance), u.numpy(), top_k, float(temperature), first,
-            self.z, self.keys, new
-        ):  # fmt: skip
+        new = np.empty(tuple(u.shape), np.int64)
+        scale, heat = np.float32(guidance), float(temperature)
+        if not _choose(self.logits, clips, scale, u.numpy(), top_k, heat, first, self.z, self.keys, new):
             raise DataError(sampling.NOT_FINITE)
         return torch.from_numpy(new)

@@ -12,15 +12,20 @@ LLVM turns it into the machine's own vectors (AVX2, AVX-512, NEON).
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numba
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
 from vmas import paths
 
+intrinsic: Any = numba_intrinsic  # its own annotation does not know that the first argument is left out
+f32: Any = numba.float32
+i32: Any = numba.int32
+_config: Any = numba.config
 _VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 LANES = 16
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -39,12 +44,12 @@ def cached(**options):
 
     def decorate(function):
         signatures = options.pop("signatures", None)
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(paths.cache() / "numba" / _VERSION)
+        before = _config.CACHE_DIR
+        _config.CACHE_DIR = str(paths.cache() / "numba" / _VERSION)
         try:
             return njit(signatures, nogil=True, cache=True, error_model="numpy", **options)(function)
         finally:
-            numba.config.CACHE_DIR = before
+            _config.CACHE_DIR = before
 
     return decorate
 
@@ -243,28 +248,28 @@ def linear(x, x_at, x_row, w, w_at, w_panel, y, y_at, y_row, n, panels, rows, ad
 @cached(fastmath=True, inline="always")
 def exp32(x):
     """exp of a float32 in [-87, 0]: 2^n · 2^f with a polynomial for 2^f, relative error 2e-7, vectorisable."""
-    z = max(x, numba.float32(-87.0)) * numba.float32(1.4426950408889634)
-    n = numba.int32(z - numba.float32(0.5))  # truncation towards zero of a negative number: rounds to nearest
-    f = (z - numba.float32(n)) * numba.float32(0.6931471805599453)
-    p = numba.float32(1.0 / 5040.0)
-    p = p * f + numba.float32(1.0 / 720.0)
-    p = p * f + numba.float32(1.0 / 120.0)
-    p = p * f + numba.float32(1.0 / 24.0)
-    p = p * f + numba.float32(1.0 / 6.0)
-    p = p * f + numba.float32(0.5)
-    p = p * f + numba.float32(1.0)
-    p = p * f + numba.float32(1.0)
-    return p * float_of_bits(numba.int32((n + numba.int32(127)) << numba.int32(23)))
+    z = max(x, f32(-87.0)) * f32(1.4426950408889634)
+    n = i32(z - f32(0.5))  # truncation towards zero of a negative number: rounds to nearest
+    f = (z - f32(n)) * f32(0.6931471805599453)
+    p = f32(1.0 / 5040.0)
+    p = p * f + f32(1.0 / 720.0)
+    p = p * f + f32(1.0 / 120.0)
+    p = p * f + f32(1.0 / 24.0)
+    p = p * f + f32(1.0 / 6.0)
+    p = p * f + f32(0.5)
+    p = p * f + f32(1.0)
+    p = p * f + f32(1.0)
+    return p * float_of_bits(i32((n + i32(127)) << i32(23)))
 
 
 @cached(fastmath=True)
 def softmax_(scores, n, scale):
     """scores[:n] ← softmax(scale · scores[:n]); the sum is over scores[:n] only."""
     s = scores[:n]
-    top = numba.float32(-3.0e38)
+    top = f32(-3.0e38)
     for i in range(n):
         top = max(top, s[i])
-    total = numba.float32(0.0)
+    total = f32(0.0)
     for i in range(n):
         e = exp32((s[i] - top) * scale)
         s[i] = e
@@ -278,29 +283,29 @@ def gelu_(h):
     """h ← h·Φ(h), Φ by formula 7.1.26 of Abramowitz and Stegun (error 1.5e-7)."""
     for i in range(len(h)):
         x = h[i]
-        z = abs(x) * numba.float32(0.7071067811865476)
-        t = numba.float32(1.0) / (numba.float32(1.0) + numba.float32(0.3275911) * z)
-        p = numba.float32(1.061405429)
-        p = p * t - numba.float32(1.453152027)
-        p = p * t + numba.float32(1.421413741)
-        p = p * t - numba.float32(0.284496736)
-        p = p * t + numba.float32(0.254829592)
-        tail = numba.float32(0.5) * p * t * exp32(-z * z)  # 1 - Φ(|x|)
-        h[i] = x * (tail if x < numba.float32(0.0) else numba.float32(1.0) - tail)
+        z = abs(x) * f32(0.7071067811865476)
+        t = f32(1.0) / (f32(1.0) + f32(0.3275911) * z)
+        p = f32(1.061405429)
+        p = p * t - f32(1.453152027)
+        p = p * t + f32(1.421413741)
+        p = p * t - f32(0.284496736)
+        p = p * t + f32(0.254829592)
+        tail = f32(0.5) * p * t * exp32(-z * z)  # 1 - Φ(|x|)
+        h[i] = x * (tail if x < f32(0.0) else f32(1.0) - tail)
 
 
 @cached(fastmath=True)
 def layer_norm(x, weight, bias, out):
     """out ← LayerNorm(x)·weight + bias for one row [D]; epsilon 1e-5 as torch."""
     n = len(x)
-    mean = numba.float32(0.0)
+    mean = f32(0.0)
     for i in range(n):
         mean += x[i]
-    mean /= numba.float32(n)
-    var = numba.float32(0.0)
+    mean /= f32(n)
+    var = f32(0.0)
     for i in range(n):
         var += (x[i] - mean) * (x[i] - mean)
-    scale = numba.float32(1.0) / numba.float32((var / numba.float32(n) + numba.float32(1e-5)) ** 0.5)
+    scale = f32(1.0) / f32((var / f32(n) + f32(1e-5)) ** 0.5)
     for i in range(n):
         out[i] = (x[i] - mean) * scale * weight[i] + bias[i]
 
@@ -311,7 +316,7 @@ def _threshold(keys, k):
     low, high = -(2**31), 2**31  # count(>= low) >= k > count(>= high)
     while high - low > 1:
         middle = (low + high) // 2
-        bound, count = numba.int32(middle), numba.int32(0)
+        bound, count = i32(middle), i32(0)
         for i in range(len(keys)):
             count += keys[i] >= bound
         if count >= k:
@@ -320,7 +325,7 @@ def _threshold(keys, k):
                 break
         else:
             high = middle
-    return numba.int32(low)
+    return i32(low)
 
 
 @cached(fastmath=True)
@@ -330,27 +335,27 @@ def choose(z, keys, u, top_k, temperature):
     z and keys (int32 [card]) are overwritten. Returns -1 when z holds NaN or infinity.
     """
     n = len(z)
-    wild = numba.int32(0)
+    wild = i32(0)
     for i in range(n):
         bits = bits_of_float(z[i])
-        wild |= (bits & numba.int32(0x7F800000)) == numba.int32(0x7F800000)
-        keys[i] = bits ^ ((bits >> numba.int32(31)) & numba.int32(0x7FFFFFFF))  # integers in the floats' order
+        wild |= (bits & i32(0x7F800000)) == i32(0x7F800000)
+        keys[i] = bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))  # integers in the floats' order
     if wild:
         return -1
-    best = numba.int32(-(2**31))
+    best = i32(-(2**31))
     for i in range(n):
         best = max(best, keys[i])
     if temperature == 0.0 or top_k == 1:
         for i in range(n):
             if keys[i] == best:
                 return i
-    bound = _threshold(keys, top_k) if 0 < top_k < n else numba.int32(-(2**31))
+    bound = _threshold(keys, top_k) if 0 < top_k < n else i32(-(2**31))
     top = z[0]
     for i in range(n):
         top = max(top, z[i])
-    scale = numba.float32(1.0 / temperature)
+    scale = f32(1.0 / temperature)
     for i in range(n):
-        z[i] = exp32((z[i] - top) * scale) if keys[i] >= bound else numba.float32(0.0)
+        z[i] = exp32((z[i] - top) * scale) if keys[i] >= bound else f32(0.0)
     return _pick(z, u)
 
 

@@ -13,6 +13,7 @@ head per codebook predicts the next step (the paper's Ŷ). Published MusicGen we
 
 import math
 from collections.abc import Callable
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -134,12 +135,18 @@ class MusicDecoder(nn.Module):
             std = 1.0 / math.sqrt(weight.shape[1] * 2 * depth)
             nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
 
-        for module in (*self.emb, *self.linears):
-            init(module.weight)
-        for depth, block in enumerate(self.layers, start=1):
+        for name, weight in self.named_parameters():
+            if name.startswith(("emb.", "linears.")):
+                init(weight)
+        for depth, block in enumerate(self.blocks, start=1):
             for module in block.modules():
                 if isinstance(module, nn.Linear):
                     init(module.weight, depth)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The transformer's blocks, first to last."""
+        return cast(list[Block], list(self.layers))
 
     @property
     def special(self) -> int:
@@ -189,7 +196,7 @@ class MusicDecoder(nn.Module):
         x = self.embed(seq)
         bias = self.time_bias(0, seq.shape[-1], X_v.shape[1], x.device)
         bias = None if bias is None else bias.to(x.dtype)
-        for block in self.layers:
+        for block in self.blocks:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = recompute(block, x, cond, bias, use_reentrant=False)
             else:
@@ -235,18 +242,19 @@ class MusicDecoder(nn.Module):
         Returns: codes int64 [B,K,num_tokens].
         Raises: DataError for wrong shapes or non-finite logits, UsageError for options out of range.
         """
-        sampling.check(top_k, top_p, temperature, guidance)
+        options = sampling.Options(top_k, top_p, temperature, guidance)
+        options.check()
         if num_tokens < 1:
             raise UsageError(f"num_tokens must be at least 1, got {num_tokens}")
         training = self.training
         self.eval()  # no dropout while sampling
         try:
-            return self._generate(X_v, num_tokens, (top_k, top_p, temperature), guidance, seed, first, progress, engine)
+            return self._generate(X_v, num_tokens, options, seed, first, progress, engine)
         finally:
             self.train(training)
 
-    def _generate(self, X_v, num_tokens, how, guidance, seed, first, progress, engine) -> Tensor:
-        guided = guidance != 1.0
+    def _generate(self, X_v, num_tokens, options, seed, first, progress, engine) -> Tensor:
+        guided = options.guidance != 1.0
         clips, steps = len(X_v), num_tokens + self.n_q - 1
         u = sampling.uniforms(seed, first, clips, steps, self.n_q).to(X_v.device)
         cond = torch.cat([self.project_condition(X_v[b : b + 1]) for b in range(clips)])
@@ -256,7 +264,7 @@ class MusicDecoder(nn.Module):
         for s in range(steps):
             # step s fills codebook k at time s - k; outside the clip the special token stays (delay pattern)
             lo, hi = max(0, s - num_tokens + 1), min(self.n_q, s + 1)
-            new = run.next(tokens, lo, u[:, s, lo:hi], *how, guidance)
+            new = run.next(tokens, lo, u[:, s, lo:hi], options)
             tokens.fill_(self.special)
             tokens[:, lo:hi] = new
             for k in range(lo, hi):
@@ -266,12 +274,22 @@ class MusicDecoder(nn.Module):
         return codes
 
 
-def make_engine(decoder: MusicDecoder, engine: str, cond: Tensor, steps: int, guided: bool):
-    """What decodes one position after the other with cached keys and values.
+class Engine(Protocol):
+    """Decodes one position after the other, with cached keys and values."""
 
-    `step(tokens [B,K]) -> logits [R,K,card]`, R = B, or 2·B when guided: the conditioned rows, then the same
-    clips with the null condition. `next(tokens, first, u [B,n], top_k, top_p, temperature, guidance)` also samples.
-    cond: projected condition [B,T_v,dim]. steps: positions to decode.
+    def step(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [B,K] → logits [R,K,card]; R = 2·B when guided: the clips, then the same with no condition."""
+        ...
+
+    def next(self, tokens: Tensor, first: int, u: Tensor, options: sampling.Options) -> Tensor:
+        """A step, then tokens int64 [B,n] of codebooks first … first+n-1 drawn with u [B,n] in [0,1)."""
+        ...
+
+
+def make_engine(decoder: MusicDecoder, engine: str, cond: Tensor, steps: int, guided: bool) -> Engine:
+    """The engine named `engine` (see `MusicDecoder.generate`) for cond [B,T_v,dim], the projected condition.
+
+    steps: positions that it must hold. guided: also decode every clip with the null condition.
     """
     if engine not in ENGINES:
         raise UsageError(f"unknown decoding engine {engine!r}: one of {', '.join(ENGINES)}")
@@ -293,9 +311,9 @@ class TorchEngine:
     def __init__(self, decoder: MusicDecoder, cond: Tensor, steps: int, guided: bool):
         self.decoder, self.guided, self.clips, self.position = decoder, guided, len(cond), 0
         rows, head_dim = self.clips * (2 if guided else 1), decoder.dim // decoder.heads
-        shape = (len(decoder.layers), 2, rows, decoder.heads, steps, head_dim)
+        shape = (len(decoder.blocks), 2, rows, decoder.heads, steps, head_dim)
         self.cache = torch.zeros(shape, dtype=cond.dtype, device=cond.device)
-        self.cross = [block.cross_kv(cond) for block in decoder.layers]
+        self.cross = [block.cross_kv(cond) for block in decoder.blocks]
 
     def step(self, tokens: Tensor) -> Tensor:
         d, n, s = self.decoder, self.clips, self.position
@@ -304,7 +322,7 @@ class TorchEngine:
             x = torch.cat([x, x])
         bias = d.time_bias(s, 1, self.cross[0][0].shape[2], x.device)
         bias = None if bias is None else bias.to(x.dtype)
-        for i, block in enumerate(d.layers):
+        for i, block in enumerate(d.blocks):
             q, k, v = block.split(block.qkv(block.norm1(x)), 3)
             self.cache[i, 0, :, :, s : s + 1] = k
             self.cache[i, 1, :, :, s : s + 1] = v
@@ -317,6 +335,6 @@ class TorchEngine:
         x = d.out_norm(x)[:, 0]
         return torch.stack([linear(x) for linear in d.linears], 1)
 
-    def next(self, tokens, first, u, top_k, top_p, temperature, guidance) -> Tensor:
-        logits = sampling.guide(self.step(tokens), self.clips, guidance)
-        return sampling.sample(logits[:, first : first + u.shape[1]], u, top_k, top_p, temperature)
+    def next(self, tokens: Tensor, first: int, u: Tensor, options: sampling.Options) -> Tensor:
+        logits = sampling.guide(self.step(tokens), self.clips, options.guidance)
+        return sampling.sample(logits[:, first : first + u.shape[1]], u, *options[:3])

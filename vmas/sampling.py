@@ -5,6 +5,9 @@ inverse of the cumulative distribution, so that a clip's tokens depend on its ow
 on the batch that it is generated in.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,16 +16,24 @@ from vmas.errors import DataError, UsageError
 NOT_FINITE = "the decoder's logits are not finite: the weights or X_v hold NaN or infinite values"
 
 
-def check(top_k: int, top_p: float, temperature: float, guidance: float) -> None:
-    """Raise UsageError for sampling options outside their range."""
-    if top_k < 0:
-        raise UsageError(f"top_k must be 0 (all) or more, got {top_k}")
-    if not 0.0 <= top_p <= 1.0:
-        raise UsageError(f"top_p must lie between 0 (off) and 1, got {top_p}")
-    if not 0.0 <= temperature < float("inf"):
-        raise UsageError(f"temperature must be 0 (greedy) or more and finite, got {temperature}")
-    if not abs(guidance) < float("inf"):
-        raise UsageError(f"guidance must be a finite number, got {guidance}")
+class Options(NamedTuple):
+    """How to sample; see `keep_mask` for top_k and top_p, `guide` for guidance. temperature 0 is greedy."""
+
+    top_k: int = 250
+    top_p: float = 0.0
+    temperature: float = 1.0
+    guidance: float = 3.0
+
+    def check(self) -> None:
+        """Raise UsageError for an option outside its range."""
+        if self.top_k < 0:
+            raise UsageError(f"top_k must be 0 (all) or more, got {self.top_k}")
+        if not 0.0 <= self.top_p <= 1.0:
+            raise UsageError(f"top_p must lie between 0 (off) and 1, got {self.top_p}")
+        if not 0.0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature must be 0 (greedy) or more and finite, got {self.temperature}")
+        if not math.isfinite(self.guidance):
+            raise UsageError(f"guidance must be a finite number, got {self.guidance}")
 
 
 def uniforms(seed: int, first: int, clips: int, steps: int, n_q: int) -> Tensor:
