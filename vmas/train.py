@@ -199,6 +199,8 @@ def fit(
         batch_sampler=sampler,
         collate_fn=lambda batch: batch,
         num_workers=cfg.num_workers,
+        # its own generator: a loader that starts draws a seed, and would shift the dropout of a resumed run
+        generator=torch.Generator(),
         pin_memory=accelerator.device.type == "cuda",
     )
     accelerator.init_trackers(stage.name)
