@@ -14,6 +14,7 @@ from vmas.errors import DataError, UsageError
 from vmas.experiments import evaluate, folders, registry, runner, table3
 from vmas.experiments.evaluate import Analysis, Evaluator, Reference
 from vmas.experiments.registry import Target
+from vmas.records import Record, Row
 
 DESIGN = "table1 table2 table3 table4 table5 table6 table7 fig2 fig3 fig5 fig6 fig7 fig8 cleaning claims"
 RATE = 32000
@@ -309,6 +310,35 @@ def test_evaluate_folders_of_real_files(tmp_path, monkeypatch, tagger):
 
 
 # ---------------------------------------------------------------- table 3, really
+
+
+@pytest.mark.parametrize(
+    ("kl", "align", "verdicts"),
+    [
+        (0.5, (0.35, 0.33, 0.37), ["better than the floor", "better than the floor"]),
+        (2.0, (0.22, 0.19, 0.25), ["cannot tell", "cannot tell"]),
+        (3.0, (0.15, 0.14, 0.16), ["worse than the floor", "worse than the floor"]),
+    ],
+)
+def test_placement_between_floor_and_ceiling(kl, align, verdicts):
+    rows = []
+    for dataset in table3.DATASETS.values():
+        for system, values, aligned in (
+            (table3.OURS, (kl, kl - 0.1, kl + 0.1), align),
+            (table3.CODEC, (0.0, 0.0, 0.0), (0.6, 0.58, 0.62)),
+            (table3.SHUFFLED, (2.05, 2.0, 2.1), (0.2, 0.18, 0.22)),
+        ):
+            same = {"status": "scaled_down", "n": 9, "seeds": 1}
+            rows.append(Row(system, dataset, "FAD (real)", "down", 1.0, **same))
+            rows.append(Row(system, dataset, "KL", "down", values[0], values[1:], **same))
+            rows.append(
+                Row(system, dataset, "MV Align (2025, 9.6 fps)", "up", aligned[0], aligned[1:], chance=0.2, **same)
+            )
+            rows.append(Row(system, dataset, "Onsets per clip", "none", 9.0, **same))
+    found = table3.placement(Record("table3", "mini", "t", "k", tuple(rows)))
+    assert [f["verdict"] for f in found] == verdicts * 2
+    assert found[0]["share"] == pytest.approx((2.05 - kl) / 2.05)
+    assert found[1]["share"] == pytest.approx((align[0] - 0.2) / 0.4)
 
 
 @pytest.mark.slow

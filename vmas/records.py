@@ -109,18 +109,24 @@ class Record:
         return {k: whole[k] for k in RESULT_KEYS}
 
 
-def write_text(path, text: str) -> Path:
+def write_bytes(path, data: bytes) -> Path:
     """Write a file that appears whole or not at all. Raises DataError when the folder cannot be written."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(data)
         os.replace(aside, path)
     except OSError as e:
-        aside.unlink(missing_ok=True) if aside.parent.is_dir() else None
+        if aside.parent.is_dir():
+            aside.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written: {e.strerror}") from e
     return path
+
+
+def write_text(path, text: str) -> Path:
+    """As `write_bytes`, in UTF-8."""
+    return write_bytes(path, text.encode("utf-8"))
 
 
 def _json(data: dict) -> str:

@@ -110,7 +110,13 @@ def run_notebook(target: Target, profile: str, seed: int, device: str, out) -> P
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
-                str(source), str(aside), given, kernel_name="python3", progress_bar=False, cwd=str(paths.NOTEBOOKS)
+                str(source),
+                str(aside),
+                given,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(paths.NOTEBOOKS),
+                extra_arguments=["--log-level=50"],  # of the kernel application: no notices on the terminal
             )
         except PapermillExecutionError as e:
             raise VmasError(f"{target.notebook}, cell {e.cell_index}: {e.ename}: {' '.join(e.evalue.split())}") from e

@@ -1,13 +1,12 @@
 """What a reader opens: table.md, table.csv, figure.png and result.json of a record."""
 
 import dataclasses
-import os
+import io
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmas import records
-from vmas.errors import DataError
 from vmas.records import Record, Row
 from vmas.report import palette
 
@@ -190,6 +189,13 @@ def figure(record: Record) -> "Figure":
     return fig
 
 
+def png(fig: "Figure") -> bytes:
+    """A figure as PNG, without the date and the software that would make equal figures differ."""
+    out = io.BytesIO()
+    fig.savefig(out, format="png", dpi=130, metadata={"Software": None})
+    return out.getvalue()
+
+
 def _dot(ax, r: Row, y: int) -> None:
     colour, marker = palette.colour(r.system), palette.marker(r.system)
     if r.chance is not None:
@@ -207,11 +213,6 @@ def save(record: Record, folder) -> Path:
     folder = Path(folder)
     records.write_text(folder / "table.md", markdown(record))
     records.write_text(folder / "table.csv", csv(record))
-    aside = folder / f".figure.{os.getpid()}.png"
-    try:
-        figure(record).savefig(aside, dpi=130, metadata={"Software": None})
-        os.replace(aside, folder / "figure.png")
-    except OSError as e:
-        raise DataError(f"{folder / 'figure.png'}: cannot be written: {e.strerror}") from e
+    records.write_bytes(folder / "figure.png", png(figure(record)))
     records.write_result(record, folder / "result.json")
     return folder
