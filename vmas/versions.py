@@ -11,7 +11,7 @@ STAGES: dict[str, int] = {
     "kl": 1,
     "mv_align": 1,
     "tagger": 1,
-    "evaluation": 2,
+    "evaluation": 3,
 }
 
 

@@ -22,6 +22,7 @@ from vmas.records import Row
 
 CHUNK = 64  # clips of one length through the embedder at a time
 MAX_WORKERS = 8
+SHUFFLES = 10  # pairings with other clips behind every chance
 SAME_SET = 1e-6  # a FAD below it is rounding: both sides hold the same clips
 FAD_RESAMPLES = 500  # each one costs an eigenvalue problem; the other metrics take the profile's number
 
@@ -137,6 +138,9 @@ def rows(
 ) -> list[Row]:
     """All metrics of one system on one dataset, each with its 95% bootstrap interval over clips.
 
+    Chance is the same music judged against other clips: their pictures (MV Align), their music (KL), their
+    genres (accuracy). What it does not beat was not made for its own video.
+
     `draws` are analyses of the same clips, one per sampling seed; a clip's score is its mean over them, and
     FAD, which belongs to a set, is the mean of the draws' own FADs at N clips each.
     """
@@ -166,9 +170,11 @@ def rows(
         row(f"FAD ({name})", "down", np.mean(values), np.mean(cis, axis=0), more=more)
     divergence = np.mean([kl(d.logits, ref.real.logits) for d in draws], axis=0)
     ci = None if all(d.logits is ref.real.logits for d in draws) else intervals.mean_ci(divergence, n=b)
-    row("KL", "down", divergence.mean(), ci)
+    others = mv_align.derangements(n, SHUFFLES)
+    chance = np.mean([kl(d.logits, ref.real.logits[o]).mean() for d in draws for o in others])
+    row("KL", "down", divergence.mean(), ci, chance)
     for fps, peaks in ref.video.items():
-        scores = [mv_align.score(d.onsets, peaks, fps, version) for d in draws]
+        scores = [mv_align.score(d.onsets, peaks, fps, version, SHUFFLES) for d in draws]
         per_clip = np.mean([s.per_clip for s in scores], axis=0)
         empty = max(s.both_empty for s in scores)
         chance = np.mean([s.chance for s in scores])
@@ -177,9 +183,8 @@ def rows(
         row(scores[0].name, "up", np.nanmean(per_clip), intervals.mean_ci(per_clip, n=b), chance, more)
     if ref.genres is not None:
         hits = np.mean([d.logits.argmax(1) == ref.genres for d in draws], axis=0)
-        most = np.bincount(ref.genres).max() / n
-        ci = intervals.mean_ci(hits, n=b)
-        row("Tagger accuracy", "up", hits.mean(), ci, most, "Chance: the most frequent genre.")
+        chance = np.mean([d.logits.argmax(1) == ref.genres[o] for d in draws for o in others])
+        row("Tagger accuracy", "up", hits.mean(), intervals.mean_ci(hits, n=b), chance)
     onsets = np.mean([[len(o) for o in d.onsets] for d in draws], axis=0)
     row("Onsets per clip", "none", onsets.mean(), intervals.mean_ci(onsets, n=b))
     return out

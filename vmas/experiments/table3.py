@@ -146,25 +146,21 @@ def compute(
 
 
 def placement(record: Record) -> list[dict[str, Any]]:
-    """Where our row lies between its floor (0) and the codec's music (1), and whether its interval clears the floor.
+    """How far our row is from its chance (0) to the codec's music (1), and whether its interval clears chance.
 
-    The floor of KL and of the genre is the music of another video; that of MV Align is the chance of our own
-    music, because chance moves with the number of onsets. FAD has no such floor. One dict per data set and
-    metric: dataset, metric, share, verdict ("better than the floor", "worse than the floor", "cannot tell").
+    One dict per data set and metric: dataset, metric, share, verdict ("better than chance", "worse than
+    chance", "cannot tell": the interval contains it). FAD has no chance: music of other videos is the same set.
     """
     out = []
     for dataset in DATASETS.values():
         for metric in dict.fromkeys(r.metric for r in record.rows if r.dataset == dataset and r.system == OURS):
-            ours, top, other = (record.row(s, dataset, metric) for s in (OURS, CODEC, SHUFFLED))
-            if metric.startswith("FAD") or ours.direction == "none":
+            ours, top = record.row(OURS, dataset, metric), record.row(CODEC, dataset, metric)
+            if ours.value is None or ours.chance is None or top.value is None or top.chance is None:
                 continue
-            aligned = metric.startswith("MV Align")
-            floor, reach = (ours.chance, top.value - top.chance) if aligned else (other.value, top.value - other.value)
-            lo, hi = (ours.ci95[0] - floor, ours.ci95[1] - floor) if ours.ci95 else (-math.inf, math.inf)
+            lo, hi = (x - ours.chance for x in ours.ci95) if ours.ci95 else (-math.inf, math.inf)
             if ours.direction == "down":
                 lo, hi = -hi, -lo
-            verdict = "better than the floor" if lo > 0 else "worse than the floor" if hi < 0 else "cannot tell"
-            out.append(
-                {"dataset": dataset, "metric": metric, "share": (ours.value - floor) / reach, "verdict": verdict}
-            )
+            verdict = "better than chance" if lo > 0 else "worse than chance" if hi < 0 else "cannot tell"
+            share = (ours.value - ours.chance) / (top.value - top.chance)
+            out.append({"dataset": dataset, "metric": metric, "share": share, "verdict": verdict})
     return out

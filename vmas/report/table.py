@@ -28,7 +28,7 @@ CAVEATS = {
     "FAD (codec)": "FAD (codec) compares with the real music after the codec, so that it judges the model and not "
     "the codec; FAD (real) compares with the real music itself. Both use the small embedder trained here.",
     "KL": "KL is 0 for real music by definition.",
-    "MV Align": "MV Align names its version and frame rate; its chance is the same music against other clips' videos.",
+    "MV Align": "MV Align names its version and frame rate: values of another version or rate do not compare.",
     "Onsets per clip": "Onsets per clip stand beside MV Align because more onsets alone raise it.",
 }
 
@@ -95,6 +95,10 @@ def footnotes(record: Record) -> list[str]:
         lines.append(f"[low, high]: 95% bootstrap interval over {clips} clips per data set{many}.")
     lines += [MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows)]
     lines += [text for name, text in CAVEATS.items() if any(r.metric.startswith(name) for r in computed)]
+    if any(r.chance is not None for r in computed):
+        lines.append(
+            "chance: the same music judged against other clips, by their pictures, their music or their genres."
+        )
     lines += [f"{d}: random halves of the reference (N = {f['n']}) lie FAD {number(f['value'])} apart." for d, f in
               record.extra.get("fad_floor", {}).items()]  # fmt: skip
     if record.extra.get("note"):
