@@ -48,6 +48,14 @@ def build_decoder(profile: Profile) -> MusicDecoder:
     )
 
 
+def _profile(saved: dict, folder: Path) -> Profile:
+    """The profile of a checkpoint: its architecture, and for a named profile the options that stay free as now set."""
+    name = saved.get("name")
+    if name in config.PROFILES:
+        return config.load(name, {k: saved[k] for k in ARCHITECTURE})
+    return config.from_dict(Profile, saved, source=str(folder / checkpoint.MANIFEST))
+
+
 class VMAs(nn.Module):
     """The model of the paper for one profile.
 
@@ -160,9 +168,9 @@ class VMAs(nn.Module):
         """Write the weights and the manifest; the codec is named by the sha256 of its weights."""
         sha = getattr(self.codec, "sha256", "")
         about = {**(training or {}), "codec_sha256": sha}
-        whole = dataclasses.asdict(self.profile)
-        about_model = {k: whole[k] for k in ("name", *ARCHITECTURE)}
-        return checkpoint.save(folder, self.state_dict(), KIND, about_model, seed, about, half=half)
+        return checkpoint.save(
+            folder, self.state_dict(), KIND, dataclasses.asdict(self.profile), seed, about, half=half
+        )
 
     @classmethod
     def from_pretrained(cls, folder, device: str | torch.device = "cpu", codec: nn.Module | None = None) -> "VMAs":
@@ -175,8 +183,7 @@ class VMAs(nn.Module):
 
         folder = Path(folder)
         state, manifest = checkpoint.load(folder, KIND)
-        about = dict(manifest["config"])
-        profile = config.load(about.pop("name"), about)
+        profile = _profile(manifest["config"], folder)
         if codec is None:
             places = [folder / "codec", folder.parent / "codec"]
             place = next((p for p in places if (p / checkpoint.MANIFEST).is_file()), None)
