@@ -305,6 +305,7 @@ def test_evaluate_folders_of_real_files(tmp_path, monkeypatch, tagger):
     save_tagger(paths.checkpoints("smoke") / "tagger", tagger)
     videos = tmp_path / "clips" / "test"
     record = folders.evaluate_folders(smoke, videos, videos, progress=False)
+    assert len(folders._music(videos / "test-00000.mp4", RATE)) == pytest.approx(5 * RATE, abs=2048)
     got = by_metric(record.rows)
     assert got["KL"].value == pytest.approx(0, abs=1e-4)
     assert got["FAD (real)"].value == pytest.approx(0, abs=1e-6)

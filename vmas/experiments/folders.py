@@ -44,10 +44,17 @@ def pairs(videos: Path, audio: Path, reference: Path | None = None) -> list[tupl
     return [(pictures[s], music[s], truth[s]) for s in pictures]
 
 
+def _limit(path: Path) -> float | None:
+    """None: to the file's own end, for a given length would be filled up with stills or silence."""
+    from vmas import media
+
+    return MAX_SECONDS if media.probe(path).duration_s > MAX_SECONDS else None
+
+
 def _music(path: Path, rate: int) -> np.ndarray:
     from vmas import media
 
-    wav = media.read_audio(path, rate, duration_s=MAX_SECONDS)[0]
+    wav = media.read_audio(path, rate, duration_s=_limit(path))[0]
     if not wav.size:
         raise MediaError(path, "has no sound", "give a file with music")
     return wav
@@ -78,8 +85,9 @@ def evaluate_folders(profile: Profile, videos, audio, reference=None, progress: 
     ours, truth = [], []
     with tqdm(total=3 * len(found), desc="evaluate", unit="file", disable=None if progress else True) as bar:
         for video, one, ref in found:
+            limit = _limit(video)
             for fps, into in peaks.items():
-                frames = media.read_frames(video, fps, clip.flow_size, duration_s=MAX_SECONDS)
+                frames = media.read_frames(video, fps, clip.flow_size, duration_s=limit)
                 into += evaluate.video_peaks(flow_magnitude(frames, clip.flow_method, cache=False)[None], fps, version)
             ours.append(_music(one, clip.sample_rate))
             truth.append(_music(ref, clip.sample_rate))
