@@ -10,7 +10,7 @@ from vmas import checkpoint, config, losses
 from vmas.codec import build_codec, save_codec
 from vmas.errors import CheckpointError
 from vmas.model import VMAs
-from vmas.tasks import MotionTask, MusicTask, VMAsTask, clip_weights
+from vmas.training.tasks import MotionTask, MusicTask, VMAsTask, clip_weights
 
 
 def tiny(**align):
@@ -138,7 +138,7 @@ def test_tasks_give_finite_losses(batch):
     frames, codes = batch
     flow = torch.rand(2, p.clip.num_frames - 1)
     motion = MotionTask(model.encoder, *MotionTask.statistics(flow.numpy()))
-    music = MusicTask(model.decoder, p.codec.bins, p.encoder.out_dim, p.num_video_tokens)
+    music = MusicTask(model.decoder, p.encoder.out_dim, p.num_video_tokens)
     everything = {"frames": frames, "flow": flow, "codes": codes, "weights": torch.ones(2, p.num_tokens)}
     for task in (motion, music, VMAsTask(model)):
         assert torch.isfinite(task(everything)["loss"])

@@ -21,7 +21,7 @@ from vmas import config
 from vmas.codec import FrameCodec, LogMel, as_float, books, codec_report, quiet_xformers, save_codec
 from vmas.config import CodecConfig, Profile
 from vmas.errors import ConfigError, DataError
-from vmas.train_state import load_state, save_state
+from vmas.training.state import load_state, save_state
 
 SCALES = ((512, 64), (1024, 96), (2048, 128))  # (n_fft, mel bands) of the loss; hop n_fft/4
 WARMUP_SHARE = 0.08  # of the steps, without the quantizer

@@ -148,7 +148,7 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Appendix B where it speaks; `steps` and `freeze_encoder` are open in the paper."""
+    """Appendix B where it speaks; `steps` and `freeze` are open in the paper."""
 
     steps: int
     pretrain_steps: int  # decoder on music alone (mini: stands for MusicGen's weights)
@@ -163,10 +163,14 @@ class TrainConfig:
     ema_decay: float
     ema_every: int
     cfg_dropout: float
-    freeze_encoder: bool
+    freeze: tuple[str, ...]  # groups of parameters that stay as they are: "encoder", "decoder.emb", ...
     precision: str  # "auto", "fp32" or "bf16"
+    activation_checkpointing: bool  # recompute the blocks in the backward pass
+    compile: bool  # torch.compile
     val_every: int
+    sample_every: int  # steps between short generations for TensorBoard, 0 = none
     checkpoint_every: int
+    keep_last: int  # states kept on disk
     num_workers: int
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from vmas import sampling
+from vmas import patterns, sampling
 from vmas.errors import DataError, UsageError
 
 ENGINES = ("auto", "torch", "float32", "bfloat16")
@@ -33,6 +33,28 @@ def sin_positions(positions: Tensor, dim: int) -> Tensor:
     index = torch.arange(half, device=positions.device, dtype=torch.float32)
     phase = positions.float()[:, None] / MAX_PERIOD ** (index / max(half - 1, 1))
     return torch.cat([phase.cos(), phase.sin()], -1)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask, on a CPU, takes one random byte an element: there the drawing is a seventh of a step.
+
+    The probability is rounded to 1/256 and the scale follows it, so the mean is kept exactly.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        cut = round(self.p * 256)
+        # the whole range: random_() alone leaves the sign bit, and with it one byte in eight, short of a bit
+        bits = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        keep = bits.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
+        return x * keep.to(x.dtype).mul_(256 / (256 - cut))
 
 
 class Block(nn.Module):
@@ -51,7 +73,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.linear1 = nn.Linear(dim, ff_mult * dim, bias=False)
         self.linear2 = nn.Linear(ff_mult * dim, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[B,T,parts·D] → `parts` tensors [B,heads,T,D/heads]."""
@@ -191,6 +213,11 @@ class MusicDecoder(nn.Module):
         Returns: logits [B,K,S,card]; position s predicts sequence position s+1.
         Raises: DataError for wrong shapes.
         """
+        x = self.hidden(seq, X_v, cond_mask)
+        return torch.stack([linear(x) for linear in self.linears], 1)
+
+    def hidden(self, seq: Tensor, X_v: Tensor, cond_mask: Tensor | None = None) -> Tensor:
+        """Output of the last block after the final norm [B,S,dim], which the heads read; arguments as `forward`."""
         self._check_seq(seq, X_v)
         cond = self.project_condition(X_v, cond_mask)
         x = self.embed(seq)
@@ -201,8 +228,17 @@ class MusicDecoder(nn.Module):
                 x = recompute(block, x, cond, bias, use_reentrant=False)
             else:
                 x = block(x, cond, bias)
-        x = self.out_norm(x)
-        return torch.stack([linear(x) for linear in self.linears], 1)
+        return self.out_norm(x)
+
+    def codec_time_logits(self, codes: Tensor, X_v: Tensor, cond_mask: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits of codes int64 [B,K,T] in the codec's own time: [B,K,T,card].
+
+        The same numbers as delaying, `forward` and `patterns.revert_logits`; every head reads only the
+        positions that it is asked for, so nothing is masked and nothing is copied.
+        """
+        T = codes.shape[-1]
+        x = self.hidden(patterns.delay(codes, self.special)[..., :-1], X_v, cond_mask)
+        return torch.stack([linear(x[:, k : k + T]) for k, linear in enumerate(self.linears)], 1)
 
     def _check_seq(self, seq: Tensor, X_v: Tensor) -> None:
         if seq.ndim != 3 or seq.shape[1] != self.n_q or seq.shape[-1] == 0:

@@ -75,21 +75,32 @@ def weighted_cross_entropy(
     Arguments as in `token_nll`; `weights` [B,T] is P_av of eq. 3 in the codec's time (after the delay
     pattern is reverted), shared by the K codebooks; None = 1 everywhere, the plain objective.
     `normalise`: "count" divides each codebook's sum by its number of valid tokens (literal), "weight"
-    by its sum of valid weights, so that α does not scale the loss. Codebooks without a valid token are
-    left out; with none at all the loss is 0.
+    by its sum of valid weights, so that α does not scale the loss; with several processes by the mean of
+    that sum over them, so that the mean of their losses is the loss of the whole batch. Codebooks without
+    a valid token are left out; with none at all the loss is 0.
     """
     if normalise not in ("count", "weight"):
         raise UsageError(f"normalise must be 'count' or 'weight', got {normalise!r}")
-    B, _, T = codes.shape
-    nll = token_nll(logits, codes, mask)
-    valid = torch.ones_like(nll) if mask is None else mask.expand(codes.shape).to(nll.dtype)
-    w = valid
-    if weights is not None:
-        if weights.shape != (B, T):
-            raise DataError(f"beat weights must be [B,T] = [{B},{T}], got {list(weights.shape)}")
-        w = valid * weights.to(nll.dtype)[:, None]
+    return weighted_mean(token_nll(logits, codes, mask), mask, weights, normalise)
+
+
+def weighted_mean(
+    nll: Tensor, mask: Tensor | None = None, weights: Tensor | None = None, normalise: str = "count"
+) -> Tensor:
+    """Eq. 4 on ready-made -log p: `nll` [B,K,T] (0 where masked) → scalar; the rest as `weighted_cross_entropy`."""
+    B, _, T = nll.shape
+    if weights is not None and weights.shape != (B, T):
+        raise DataError(f"beat weights must be [B,T] = [{B},{T}], got {list(weights.shape)}")
+    if mask is None and weights is None:
+        return nll.mean(dim=(0, 2)).mean() if nll.numel() else nll.sum()
+    valid = torch.ones_like(nll) if mask is None else mask.expand(nll.shape).to(nll.dtype)
+    w = valid if weights is None else valid * weights.to(nll.dtype)[:, None]
     total = (w * nll).sum(dim=(0, 2))
     size = (w if normalise == "weight" else valid).sum(dim=(0, 2))
+    if normalise == "weight" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        size = size.detach().clone()
+        dist.all_reduce(size)
+        size = size / dist.get_world_size()
     used = size > 0
     return (total / torch.where(used, size, 1)).sum() / used.sum().clamp(min=1)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vmas import checkpoint, config, losses, patterns
+from vmas import checkpoint, config, losses
 from vmas.config import Profile
 from vmas.decoder import MusicDecoder
 from vmas.encoder import VideoEncoder, normalise
@@ -102,18 +102,15 @@ class VMAs(nn.Module):
         Returns: "loss" (L), "L_g", "L_c" (0 when skipped), "ce" (unweighted cross-entropy), all scalars.
         """
         a = self.profile.align
-        b, _, steps = codes.shape
         X_v = self.encode_video(frames)
-        seq = patterns.delay(codes, self.profile.codec.bins)[..., :-1]
-        keep = torch.full((b,), conditioned, dtype=torch.bool, device=codes.device)
-        logits, mask = patterns.revert_logits(self.decoder(seq, X_v, keep), steps)
-        L_g = losses.weighted_cross_entropy(
-            logits, codes, mask, weights if a.beat_weighting else None, normalise=a.normalise
-        )
-        ce = losses.weighted_cross_entropy(logits.detach(), codes, mask, None)
+        keep = None if conditioned else torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
+        logits = self.decoder.codec_time_logits(codes, X_v, keep)
+        nll = losses.token_nll(logits, codes)
+        L_g = losses.weighted_mean(nll, None, weights if a.beat_weighting else None, a.normalise)
+        ce = losses.weighted_mean(nll.detach())
         L_c = logits.new_zeros(())
         if a.contrastive and conditioned:
-            M = losses.music_embedding(logits, self.E, mask)
+            M = losses.music_embedding(logits, self.E)
             L_c = losses.contrastive_loss(
                 self.video_to_music(X_v.mean(1)), M, temperature=a.temperature, symmetric=a.symmetric, gather=a.gather
             )

@@ -81,3 +81,31 @@ def load_state(folder) -> dict | None:
         return _unpack(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         raise CheckpointError(folder, "the training state is damaged", "remove the folder to start afresh") from e
+
+
+class Checkpoints:
+    """The states of one run in `folder`: `step-00000100`, ...; the last `keep` are kept.
+
+    A state appears whole or not at all, so a run killed at any moment finds the one before.
+    """
+
+    def __init__(self, folder, keep: int = 2):
+        self.folder, self.keep = Path(folder), max(1, keep)
+
+    def steps(self) -> list[int]:
+        """The steps whose states are here, ascending."""
+        found = (p.name.removeprefix("step-") for p in self.folder.glob("step-*") if p.is_dir())
+        return sorted(int(n) for n in found if n.isdigit())
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, step: int, state: dict) -> None:
+        save_state(self.path(step), state)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+
+    def load(self) -> dict | None:
+        """The newest state, or None. Raises CheckpointError when it is damaged."""
+        steps = self.steps()
+        return load_state(self.path(steps[-1])) if steps else None

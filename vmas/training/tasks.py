@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmas import losses, patterns
+from vmas import losses
 from vmas.beats import beat_weights, flow_to_grid, video_beats
 from vmas.config import Profile
 from vmas.decoder import MusicDecoder
 from vmas.encoder import VideoEncoder, normalise
 from vmas.features import SplitFeatures
 from vmas.model import VMAs
+from vmas.training.data import ClipDataset
+from vmas.training.optim import freeze
 
 FLOW_FLOOR = 0.05  # pixels per frame; log(flow + floor) spreads still and moving frames alike
 
@@ -30,25 +32,6 @@ def clip_weights(flow: np.ndarray, beats: np.ndarray, profile: Profile) -> np.nd
         P_v = video_beats(O, a.delta, require_positive=a.require_positive)
         out[i] = beat_weights(P_v, P_a, a.delta, a.alpha, place=a.place)
     return out
-
-
-class ClipDataset(torch.utils.data.Dataset):
-    """Batches of named arrays of one split; `rows` limits it to a subset (data-size experiments)."""
-
-    def __init__(self, arrays: dict[str, np.ndarray], rows: np.ndarray | None = None):
-        self.arrays = arrays
-        self.rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, indices) -> dict[str, Tensor]:
-        """One batch: every array at the given positions, int16 tokens widened to int64."""
-        rows = self.rows[np.asarray(indices)]
-        order = np.argsort(rows)  # memory-mapped files read faster forwards
-        back = np.argsort(order)
-        batch = {k: torch.from_numpy(np.ascontiguousarray(a[rows[order]][back])) for k, a in self.arrays.items()}
-        return {k: v.long() if v.dtype == torch.int16 else v for k, v in batch.items()}
 
 
 def motion_data(split: SplitFeatures) -> ClipDataset:
@@ -93,20 +76,18 @@ class MotionTask(nn.Module):
 class MusicTask(nn.Module):
     """Next-token prediction on music alone, without a condition (stands for pretrained MusicGen)."""
 
-    def __init__(self, decoder: MusicDecoder, card: int, cond_dim: int, video_tokens: int):
+    def __init__(self, decoder: MusicDecoder, cond_dim: int, video_tokens: int):
         super().__init__()
         self.decoder = decoder
-        self.card, self.cond_dim, self.video_tokens = card, cond_dim, video_tokens
+        self.cond_dim, self.video_tokens = cond_dim, video_tokens
 
     def forward(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         codes = batch["codes"]
-        b, _, steps = codes.shape
+        b = len(codes)
         X_v = torch.zeros(b, self.video_tokens, self.cond_dim, device=codes.device)
         keep = torch.zeros(b, dtype=torch.bool, device=codes.device)
-        seq = patterns.delay(codes, self.card)[..., :-1]
-        logits, mask = patterns.revert_logits(self.decoder(seq, X_v, keep), steps)
-        loss = losses.weighted_cross_entropy(logits, codes, mask, None)
-        return {"loss": loss}
+        logits = self.decoder.codec_time_logits(codes, X_v, keep)
+        return {"loss": losses.weighted_cross_entropy(logits, codes)}
 
 
 class VMAsTask(nn.Module):
@@ -115,10 +96,15 @@ class VMAsTask(nn.Module):
     def __init__(self, model: VMAs):
         super().__init__()
         self.model = model
-        self.cfg_dropout = model.profile.train.cfg_dropout
-        if model.profile.train.freeze_encoder:
-            model.encoder.requires_grad_(False)
+        cfg = model.profile.train
+        self.cfg_dropout = cfg.cfg_dropout
+        model.decoder.gradient_checkpointing = cfg.activation_checkpointing
+        freeze(model, cfg.freeze)
 
     def forward(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         drop = generator is not None and float(torch.rand((), generator=generator)) < self.cfg_dropout
         return self.model(batch["frames"], batch["codes"], batch["weights"], conditioned=not drop)
+
+    def sample(self, batch: dict[str, Tensor], seed: int = 0) -> tuple[np.ndarray, int]:
+        """Music [B,N] for the batch's frames, and its sample rate."""
+        return self.model.generate_waveform(batch["frames"], seed), self.model.profile.clip.sample_rate

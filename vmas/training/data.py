@@ -1,0 +1,100 @@
+"""Where batches come from, and in which order.
+
+The order is a function of (seed, step) alone: it needs no state, any run can be continued at any step, and the
+number of loader workers changes nothing.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vmas.errors import DataError
+
+ROWS = "rows"  # in every batch: which clips it holds
+
+
+class Source(Protocol):
+    """What the loop trains on: arrays in memory (`ClipDataset`) or a stream of shards."""
+
+    def __len__(self) -> int:
+        """Clips in one epoch."""
+        ...
+
+    def loader(
+        self, batch_size: int, seed: int, start: int, stop: int, rank=0, world=1, workers=0, pin=False
+    ) -> Iterable[dict[str, Tensor]]:
+        """This process's batches of steps start … stop-1; every epoch shows each clip at most once over all
+        processes, and the union over processes depends on batch_size · world only."""
+        ...
+
+
+def _as_it_is(batch):
+    return batch
+
+
+class StepSampler(torch.utils.data.Sampler):
+    """Batches of row numbers from step `start` to `stop`, a function of the seed alone.
+
+    Every epoch is a fresh permutation; the remainder that fills no batch is left out. With `world`
+    processes each takes its slice of the global batch, so that the union over processes does not depend on
+    their number as long as batch_size · world stays.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1):
+        if n < batch_size * world:
+            raise DataError(f"{n} clips do not fill one batch of {batch_size * world}: lower train.batch_size")
+        self.n, self.batch, self.seed = n, batch_size, seed
+        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        whole = self.batch * self.world
+        per_epoch = self.n // whole
+        epoch, order = -1, torch.empty(0)
+        for step in range(self.start, self.stop):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            first = (step % per_epoch) * whole + self.rank * self.batch
+            yield order[first : first + self.batch].tolist()
+
+
+class ClipDataset(torch.utils.data.Dataset):
+    """Batches of named arrays of one split; `rows` limits it to a subset (data-size experiments)."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], rows: np.ndarray | None = None):
+        self.arrays = arrays
+        self.rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices) -> dict[str, Tensor]:
+        """One batch: every array at the given positions, int16 tokens widened to int64."""
+        rows = self.rows[np.asarray(indices)]
+        order = np.argsort(rows)  # memory-mapped files read faster forwards
+        back = np.argsort(order)
+        batch = {k: torch.from_numpy(np.ascontiguousarray(a[rows[order]][back])) for k, a in self.arrays.items()}
+        batch = {k: v.long() if v.dtype == torch.int16 else v for k, v in batch.items()}
+        return {**batch, ROWS: torch.from_numpy(rows)}
+
+    def loader(self, batch_size: int, seed: int, start: int, stop: int, rank=0, world=1, workers=0, pin=False):
+        sampler = StepSampler(len(self), batch_size, seed, start, stop, rank, world)
+        return torch.utils.data.DataLoader(
+            self,
+            batch_sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            # its own generator: a loader that starts draws a seed from the global one
+            generator=torch.Generator(),
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+        )
+
+    def first(self, n: int) -> dict[str, Tensor]:
+        return self.__getitems__(range(min(n, len(self))))

@@ -1,0 +1,86 @@
+"""Optimizer, schedule and moving average (appendix B)."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vmas.config import TrainConfig
+from vmas.errors import ConfigError, DataError
+
+
+def freeze(module: nn.Module, prefixes: Iterable[str]) -> None:
+    """Take the gradient from every parameter whose name begins with one of `prefixes` ("encoder", "decoder.emb").
+
+    Raises ConfigError for a prefix that names nothing, or when nothing would be left to train.
+    """
+    names = [n for n, _ in module.named_parameters()]
+    for prefix in prefixes:
+        found = [n for n in names if n == prefix or n.startswith(prefix + ".")]
+        if not found:
+            tops = sorted({n.split(".")[0] for n in names})
+            raise ConfigError(f"train.freeze: no parameter begins with {prefix!r}; the groups are {', '.join(tops)}")
+        for n in found:
+            module.get_parameter(n).requires_grad_(False)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ConfigError("train.freeze leaves nothing to train")
+
+
+def build_optimizer(parameters, cfg: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    """`adamw`, or `dadapt_adam`: D-Adaptation with decoupled decay, whose lr is a multiplier (1)."""
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+    if cfg.optimizer == "dadapt_adam":
+        from dadaptation import DAdaptAdam
+
+        return DAdaptAdam(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay, decouple=True)
+    raise DataError(f"unknown optimizer {cfg.optimizer!r}: choose adamw or dadapt_adam")
+
+
+def build_schedule(optimizer, warmup_steps: int, total: int):
+    """Linear warm-up, then half a cosine to 0 (4000 warm-up steps in appendix B)."""
+    from transformers import get_cosine_schedule_with_warmup
+
+    return get_cosine_schedule_with_warmup(optimizer, warmup_steps, total)
+
+
+class EMA:
+    """θ̄ ← γ θ̄ + (1-γ) θ over the trained parameters; θ̄ begins as θ (appendix B: γ = .99).
+
+    Kept as loose tensors beside the module, which works for sharded parameters too; `torch.optim.swa_utils`
+    copies the module, which FSDP forbids.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self._live = [p for p in module.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(self.average, [p.detach() for p in self._live], 1 - self.decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module holds the average inside the block, and its own weights again afterwards."""
+        own = [p.detach().clone() for p in self._live]
+        self.copy_to_module()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._live, own)
+
+    @torch.no_grad()
+    def copy_to_module(self) -> None:
+        torch._foreach_copy_(self._live, self.average)
+
+    def state_dict(self) -> list[Tensor]:
+        return self.average
+
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        if len(state) != len(self.average):
+            raise DataError(f"the state averages {len(state)} tensors, the model has {len(self.average)}")
+        for mine, saved in zip(self.average, state, strict=True):
+            mine.copy_(saved)

@@ -1,0 +1,58 @@
+"""The state of a model, its optimizer and its average as plain tensors, also where FSDP keeps them in shards."""
+
+import torch
+from torch import Tensor, nn
+
+from vmas.training.optim import EMA
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether parameters are split over processes (FSDP version 2 keeps them as DTensor)."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The module under torch.compile's and DDP's wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or (
+            model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        )
+        if inner is None:
+            return model
+        model = inner
+
+
+def gather(model: nn.Module, optimizer, ema: EMA) -> tuple[dict, dict, list[Tensor]]:
+    """(model, optimizer, average) as whole tensors; collective where the parameters are sharded."""
+    if not is_sharded(model):
+        return _plain(model).state_dict(), optimizer.optimizer.state_dict(), ema.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, optim = get_state_dict(model, optimizer.optimizer, options=options)
+    return weights, optim, [p.full_tensor() for p in ema.state_dict()]  # type: ignore[attr-defined]
+
+
+def scatter(model: nn.Module, optimizer, ema: EMA, saved: dict) -> None:
+    """Put a gathered state back, split again where the parameters are sharded."""
+    if not is_sharded(model):
+        _plain(model).load_state_dict(saved["model"])
+        optimizer.optimizer.load_state_dict(saved["optimizer"])
+        ema.load_state_dict(saved["ema"])
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+    from torch.distributed.tensor import distribute_tensor
+
+    options = StateDictOptions(full_state_dict=True)
+    set_state_dict(
+        model,
+        optimizer.optimizer,
+        model_state_dict=saved["model"],
+        optim_state_dict=saved["optimizer"],
+        options=options,
+    )
+    with torch.no_grad():
+        for mine, whole in zip(ema.average, saved["ema"], strict=True):
+            mine.copy_(distribute_tensor(whole.to(mine.device), mine.device_mesh, mine.placements))  # type: ignore[attr-defined]

@@ -1,0 +1,118 @@
+"""The stages of a profile: motion → music → VMAs, each a run of the loop with a folder of its own.
+
+Stage 1 stands for the public weights that the paper starts from (Hiera's and MusicGen's) and is shared by
+every condition of a seed; stage 2 is the paper's objective.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vmas import paths
+from vmas.config import Profile, TrainConfig, sha256
+from vmas.training.loop import Preempted, Stage, fit, recipe
+
+STAGE_1 = {"freeze": (), "cfg_dropout": 0.0, "sample_every": 0}  # what only stage 2 has: its conditions share stage 1
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the stages of one seed share. `say` reports the stage that begins."""
+
+    profile: Profile
+    seed: int
+    device: str
+    progress: bool
+    say: Callable[[str], None]
+
+    def folder(self, cfg: TrainConfig, stage: Stage, *parts) -> Path:
+        """Where a stage keeps its state: named by everything that it depends on."""
+        key = sha256(self.profile.clip, self.profile.corpus, recipe(cfg), stage, *parts)
+        return paths.cache() / "train" / self.profile.name / f"{stage.name}-seed{self.seed}-{key[:8]}"
+
+    def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
+        folder = self.folder(cfg, stage, *parts)
+        try:
+            return fit(task, *data, cfg, stage, folder, self.seed, self.device, self.progress, say=self.say)
+        except Preempted as e:
+            self.say(e.message)
+            raise
+
+
+def pretrain_encoder(session: Session, train, val) -> tuple[nn.Module, dict]:
+    """Stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights); left out at 0 steps."""
+    from vmas.model import build_encoder
+    from vmas.training.tasks import MotionTask, motion_data
+
+    e = session.profile.encoder
+    torch.manual_seed(session.seed)
+    encoder = build_encoder(session.profile)
+    if not e.motion_steps:
+        return encoder, {}
+    session.say("stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights)")
+    task = MotionTask(encoder, *MotionTask.statistics(train.flow))
+    stage = Stage("motion", e.motion_steps, e.motion_batch, e.motion_lr, e.motion_steps // 10)
+    cfg = replace(session.profile.train, optimizer="adamw", **STAGE_1)
+    return task.encoder, session.fit(task, (motion_data(train), motion_data(val)), cfg, stage, e)
+
+
+def pretrain_decoder(session: Session, train, val, codec_sha256: str) -> tuple[nn.Module, dict]:
+    """Stage 1b: the decoder learns music without video (stands for MusicGen's weights); left out at 0 steps."""
+    from vmas.model import build_decoder
+    from vmas.training.tasks import MusicTask, music_data
+
+    p, cfg = session.profile, session.profile.train
+    torch.manual_seed(session.seed + 1)
+    decoder = build_decoder(p)
+    if not cfg.pretrain_steps:
+        return decoder, {}
+    session.say("stage 1b: the decoder learns music without video (stands for MusicGen's weights)")
+    task = MusicTask(decoder, p.encoder.out_dim, p.num_video_tokens)
+    stage = Stage("music", cfg.pretrain_steps, cfg.batch_size, cfg.lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4))
+    data = music_data(train), music_data(val)
+    return task.decoder, session.fit(task, data, replace(cfg, **STAGE_1), stage, p.decoder, codec_sha256)
+
+
+def train_profile(
+    profile: Profile,
+    seed: int = 0,
+    device: str = "auto",
+    out=None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """All stages for one seed: motion → music → VMAs; returns the folder of the finished checkpoint.
+
+    The codec must be there (`vmas.pipeline.train` makes what is missing). Every stage resumes from its
+    own folder under the cache, so an interrupted command is simply given again.
+    """
+    from vmas.codec import load_codec
+    from vmas.features import load_split
+    from vmas.model import VMAs
+    from vmas.training.tasks import VMAsTask, vmas_data
+
+    out = Path(out) if out else paths.checkpoints(profile.name) / f"vmas-seed{seed}"
+    codec = load_codec(paths.checkpoints(profile.name) / "codec")
+    session = Session(profile, seed, device, progress, say)
+    train, val = (load_split(profile, s, codec, progress) for s in ("train", "val"))
+    record: dict = {}
+    encoder, record["motion"] = pretrain_encoder(session, train, val)
+    decoder, record["music"] = pretrain_decoder(session, train, val, codec.sha256)
+
+    say("stage 2: VMAs, L = βL_c + L_g")
+    torch.manual_seed(seed + 2)
+    model = VMAs(profile, codec)
+    model.encoder.load_state_dict(encoder.state_dict())
+    model.decoder.load_state_dict(decoder.state_dict())
+    cfg = profile.train
+    stage = Stage("vmas", cfg.steps, cfg.batch_size, cfg.lr, cfg.warmup_steps)
+    data = vmas_data(train, profile), vmas_data(val, profile)
+    parts = (profile.encoder, profile.decoder, profile.align, codec.sha256)
+    record["vmas"] = session.fit(VMAsTask(model), data, cfg, stage, *parts)
+    record["threads"] = torch.get_num_threads()
+    record["device"] = model.device.type
+    model.to("cpu")
+    return model.save_pretrained(out, seed, record, half=True)
