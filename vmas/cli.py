@@ -187,9 +187,20 @@ def train(
         Path | None, typer.Option("-o", "--out", help="Folder of the checkpoint; default: the profile's own.")
     ] = None,
     settings: Setting = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory and days of the run; train nothing.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(help="--dry-run: number of GPUs.")] = 32,
+    gpu: Annotated[str, typer.Option(help="--dry-run: a100, h100 or h200.")] = "a100",
+    sharding: Annotated[str, typer.Option(help="--dry-run: ddp or fsdp (full shard).")] = "ddp",
     quiet: Quiet = False,
 ) -> None:
     """Train VMAs (motion, music, then L = βL_c + L_g) with what it needs before; also under accelerate launch."""
+    if dry_run:
+        from vmas.training import cost
+
+        typer.echo(cost.dry_run(_profile(profile, settings), gpus, gpu, sharding))
+        return
     from vmas import pipeline
 
     cfg = _own_folder(profile, settings, out)
