@@ -48,9 +48,14 @@ def audiocraft() -> Run:
 def transformers() -> Run:
     lm = transformers_lm(N_Q, CARD, DIM, LAYERS, HEADS)
 
+    from transformers import DynamicCache, EncoderDecoderCache
+
     def run(batch: int, steps: int) -> None:
         cond = torch.randn(batch, COND, DIM)
         lm.generate(
+            # as MusicgenForConditionalGeneration passes it; the decoder alone would take one cache for both
+            # attentions and append the condition to the self-attention's keys at every step
+            past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
             inputs=torch.full((batch * N_Q, 1), CARD),
             encoder_hidden_states=torch.cat([cond, torch.zeros_like(cond)]),
             guidance_scale=3.0,
