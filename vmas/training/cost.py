@@ -42,20 +42,19 @@ PAPER_GPUS, PAPER_DAYS, PAPER_CLIPS = 32, 4.0, 2_200_000
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peak dense bf16 FLOP/s (without sparsity) and memory of one GPU, in bytes as its data sheet names them."""
+    """Peak dense bf16 FLOP/s (without sparsity) and memory in bytes of one GPU."""
 
     name: str
     flops: float
     memory: float
 
 
+# FLOP/s: NVIDIA's data sheets of the A100 (312 TFLOPS bf16), H100 SXM and H200 SXM (1,979 TFLOPS with sparsity, which
+# is twice the dense number). Memory: what nvidia-smi reports, more than the name says; of the H200 what a process gets.
 GPUS = {
-    # NVIDIA A100 data sheet (2022): 312 TFLOPS bf16, 80 GB
-    "a100": Gpu("A100 80 GB", 312e12, 80e9),
-    # NVIDIA H100 data sheet, SXM: 1,979 TFLOPS bf16 with sparsity, half of it dense, 80 GB
-    "h100": Gpu("H100 SXM 80 GB", 989e12, 80e9),
-    # NVIDIA H200 data sheet, SXM: the compute of the H100, 141 GB
-    "h200": Gpu("H200 141 GB", 989e12, 141e9),
+    "a100": Gpu("A100 80 GB", 312e12, 81_920 * 2**20),
+    "h100": Gpu("H100 SXM 80 GB", 989e12, 81_559 * 2**20),
+    "h200": Gpu("H200 141 GB", 989e12, 139 * 2**30),
 }
 
 
