@@ -15,6 +15,7 @@ from vmas.codec import build_codec
 from vmas.model import VMAs
 from vmas.training import loop
 from vmas.training.data import ClipDataset, StepSampler
+from vmas.training.sharded import is_sharded
 from vmas.training.state import save_state
 from vmas.training.tasks import VMAsTask
 
@@ -99,9 +100,13 @@ def train(out: Path, options: dict) -> None:
     )
     import torch.distributed as dist
 
+    sharded = is_sharded(model)
     if not dist.is_initialized() or dist.get_rank() == 0:
         tensors = {n: _whole(q) for n, q in model.named_parameters()}
-        save_state(out / options.get("name", "end"), {"weights": tensors, "curve": got["curve"], "said": said})
+        save_state(
+            out / options.get("name", "end"),
+            {"weights": tensors, "curve": got["curve"], "said": said, "sharded": sharded},
+        )
     elif any(hasattr(q, "full_tensor") for q in model.parameters()):
         for q in model.parameters():
             _whole(q)

@@ -109,6 +109,8 @@ def test_sharded_equals_replicated(trained, tmp_path):
     run("train", tmp_path / "through", 2, env, device="auto")
     run("train", tmp_path / "again", 2, env, device="auto", stop=2)
     run("train", tmp_path / "again", 2, env, device="auto")
+    assert load_state(tmp_path / "through" / "end")["sharded"] is True
+    assert load_state(trained / "two" / "end")["sharded"] is False
     assert furthest(weights(trained / "two"), weights(tmp_path / "through")) < 1e-4
     assert furthest(weights(tmp_path / "through"), weights(tmp_path / "again")) < 1e-6
 

@@ -28,7 +28,10 @@ def test_registry_names_every_target_of_the_paper():
     assert {t.name for t in registry.available()} >= {"table3"}
     assert {t.name for t in registry.available()} | {t.name for t in registry.planned()} == set(registry.REGISTRY)
     for t in registry.available():
-        module = importlib.import_module(t.module)
+        module = importlib.import_module(t.module or t.sweep)
+        if t.sweep:
+            assert module.REFERENCE in [c.name for c in module.CONDITIONS]
+            continue
         assert callable(module.key)
         assert callable(module.compute)
         assert (paths.NOTEBOOKS / t.notebook).is_file()
@@ -36,7 +39,7 @@ def test_registry_names_every_target_of_the_paper():
 
 def test_planned_and_unknown_targets():
     with pytest.raises(UsageError, match="available now: table3"):
-        registry.get("fig6")
+        registry.get("fig8")
     with pytest.raises(UsageError, match="did you mean"):
         registry.get("table33")
 
@@ -345,13 +348,10 @@ def test_placement_between_chance_and_ceiling(kl, align, verdicts):
     assert found[1]["share"] == pytest.approx((align[0] - 0.2) / 0.4)
 
 
-@pytest.mark.slow
-def test_table3_from_nothing(tmp_path, monkeypatch, capsys):
-    """Corpus, codec, tagger, training, generation, metrics, notebook and table, at the smallest sizes that run."""
-    from vmas import cli
-
-    monkeypatch.setenv("VMAS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("VMAS_RESULTS", str(tmp_path / "results"))
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A profile at the smallest sizes that run, with a cache and results of its own; yields its file and folder."""
+    root = tmp_path_factory.mktemp("tiny")
     tiny = {
         "name": "tiny",
         "corpus": {"train": 8, "val": 4, "test": 4, "shifted": 4},
@@ -360,13 +360,24 @@ def test_table3_from_nothing(tmp_path, monkeypatch, capsys):
         "train": {"steps": 2, "pretrain_steps": 2, "batch_size": 4, "warmup_steps": 1, "val_every": 1},
         "eval": {"bootstrap": 50, "tagger_steps": 2, "sampling_seeds": 2},
     }
-    file = tmp_path / "tiny.yaml"
+    file = root / "tiny.yaml"
     plain = json.loads(json.dumps(dataclasses.asdict(config.load("smoke", tiny))))
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")
-    assert cli.main(["reproduce", "table3", "--profile", str(file), "--device", "cpu", "-q", "--debug"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VMAS_CACHE", str(root / "cache"))
+        patch.setenv("VMAS_RESULTS", str(root / "results"))
+        yield file
+
+
+@pytest.mark.slow
+def test_table3_from_nothing(world, capsys):
+    """Corpus, codec, tagger, training, generation, metrics, notebook and table."""
+    from vmas import cli
+
+    assert cli.main(["reproduce", "table3", "--profile", str(world), "--device", "cpu", "-q", "--debug"]) == 0
     shown = capsys.readouterr().out
     assert "the numbers mean nothing" in shown
-    out = tmp_path / "results" / "tiny" / "table3"
+    out = world.parent / "results" / "tiny" / "table3"
     assert sorted(p.name for p in out.iterdir()) == ["figure.png", "result.json", "table.csv", "table.md"]
     rows = json.loads((out / "result.json").read_text(encoding="utf-8"))["rows"]
     for dataset in table3.DATASETS.values():
@@ -376,10 +387,41 @@ def test_table3_from_nothing(tmp_path, monkeypatch, capsys):
             assert all(r["status"] == "smoke" and r["n"] == 4 for r in got.values())
             assert got["KL"]["seeds"] == (2 if system == table3.OURS else 1)
     assert sum(r["status"] == "quoted" for r in rows) == 31
-    assert (tmp_path / "cache" / "notebooks" / "tiny" / "10_table3_state_of_the_art.ipynb").is_file()
+    assert (world.parent / "cache" / "notebooks" / "tiny" / "10_table3_state_of_the_art.ipynb").is_file()
     # Again: nothing is computed, and forced: the same numbers.
     first = records.read(records.local("table3", "tiny", 0))
-    assert runner.obtain("table3", str(file), source="compute") == first
-    again = table3.compute(config.load(str(file)), 0, "cpu", progress=False)
+    assert runner.obtain("table3", str(world), source="compute") == first
+    again = table3.compute(config.load(str(world)), 0, "cpu", progress=False)
     assert again.key == first.key
     assert records.compare(again, first).lines == ()
+
+
+@pytest.mark.slow
+def test_sweep_from_nothing(world, capsys, monkeypatch):
+    """Two conditions, two seeds: trained once, skipped when recorded, put together with what is there."""
+    from vmas import cli
+    from vmas.experiments import sweep
+
+    line = ["reproduce", "table5", "--profile", str(world), "--device", "cpu", "-q", "--debug"]
+    two = ["--only", "baseline", "--only", "beats"]
+    assert cli.main([*line, *two, "--seeds", "2", "--dry-run"]) == 0
+    assert "to do" in capsys.readouterr().out
+    performed = []
+    real = sweep.perform
+    monkeypatch.setattr(sweep, "perform", lambda run, *a: performed.append((run.name, run.seed)) or real(run, *a))
+    assert cli.main([*line, "--only", "baseline", "--seed", "1"]) == 0
+    assert cli.main([*line, *two, "--seeds", "2"]) == 0
+    names = ["table5-baseline", "table5-beats"]
+    assert performed == [(names[0], 1), (names[0], 0), (names[1], 0), (names[1], 1)]
+    assert cli.main([*line, *two, "--seeds", "2"]) == 0
+    assert len(performed) == 4, "recorded runs are skipped"
+    capsys.readouterr()
+    assert cli.main([*line, *two, "--seeds", "2", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("recorded") == 4
+    assert cli.main(line) == 0, "without --seeds nothing is trained"
+    assert len(performed) == 4
+    result = json.loads((world.parent / "results" / "tiny" / "table5" / "result.json").read_text(encoding="utf-8"))
+    assert {r["system"] for r in result["rows"]} == {"Autoregressive baseline", "+ beat weighting (literal)"}
+    assert all(r["seeds"] == 2 for r in result["rows"])
+    assert cli.main([*line, "--only", "baselines"]) == 2
+    assert "baseline" in capsys.readouterr().err

@@ -220,6 +220,11 @@ def reproduce(
     save_record: Annotated[
         bool, typer.Option("--save-record", help="Also put the record among the committed ones (results/runs).")
     ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Of table5, fig6, fig7: train every condition with so many seeds.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Of a sweep: only this condition (repeatable).")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Of a sweep: runs at a time on each GPU.")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Recompute a table or figure of the paper."""
@@ -233,7 +238,16 @@ def reproduce(
     wanted = registry.available() if target == "all" else [registry.get(target)]
     cfg = _profile(profile)
     for one in wanted:
-        if dry_run:
+        if one.sweep:
+            # one run of a sweep is named by --only and --seed, all of them by --seeds
+            chosen = [*range(seeds)] if seeds else [seed] if only else []
+            if dry_run:
+                typer.echo(runner.plan_sweep(one, profile, chosen or [seed], only))
+            elif chosen or target != "all":
+                runner.run_sweep(
+                    one, profile, chosen, only, device, jobs, force, save_record, not quiet, say=_say, show=typer.echo
+                )
+        elif dry_run:
             typer.echo(runner.plan(one, cfg, seed))
         else:
             runner.run_target(one, profile, seed, device, force, save_record, not quiet, say=_say, show=typer.echo)

@@ -119,18 +119,18 @@ def build_split(profile: Profile, split: str, workers: int | None = None, progre
     folder = paths.features(profile.name) / split
     key = _key(profile, split)
     state = folder / "state.json"
-    done = 0
-    if state.is_file():
-        kept = json.loads(state.read_text(encoding="utf-8"))
-        done = kept["done"] if kept.get("key") == key else 0
-        if done and done == kept.get("total"):
-            return folder
     corpus = paths.corpus(profile.name)
     rows = load_manifest(corpus)
     rows = rows[rows["split"] == split]
     if not len(rows):
         raise DataError(f"{corpus}: no clips of split {split!r}; run 'vmas corpus make --profile {profile.name}'")
     files = [corpus / p for p in rows["path"]]
+    done = 0
+    if state.is_file():
+        kept = json.loads(state.read_text(encoding="utf-8"))
+        done = kept["done"] if kept.get("key") == key and kept.get("total") == len(files) else 0
+        if done == len(files):
+            return folder
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {}
     for name, (shape, dtype) in _shapes(profile, len(files)).items():

@@ -45,8 +45,6 @@ def ensure(
     Raises WeightsUnavailable in profile paper when a checkpoint is missing: nothing is ever replaced by a
     smaller model.
     """
-    from vmas.corpus import make
-
     root = paths.checkpoints(profile.name)
     model = root / f"vmas-seed{seed}"
     missing = [d for d in (root / "codec", root / "tagger", model) if _missing(d)]
@@ -55,7 +53,26 @@ def ensure(
             f"profile paper needs {missing[0].name} in {missing[0].parent}: train it with 'vmas train --profile paper'"
             " on the real data (weights of Hiera, MusicGen and EnCodec: 'vmas weights list')"
         )
-    splits = ("train", "val", *TEST_SPLITS) if missing else TEST_SPLITS
+    parts(profile, seed, progress, workers, say, ("train", "val", *TEST_SPLITS) if missing else TEST_SPLITS)
+    if _missing(model):
+        from vmas.train import train_profile
+
+        train_profile(profile, seed, device, model, progress, say)
+    return root
+
+
+def parts(
+    profile: Profile,
+    seed: int = 0,
+    progress: bool = True,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    splits: tuple[str, ...] = ("train", "val", *TEST_SPLITS),
+) -> Path:
+    """Corpus, codec and tagger, made where they are missing: what every training run of a profile shares."""
+    from vmas.corpus import make
+
+    root = paths.checkpoints(profile.name)
     say(f"corpus: {', '.join(splits)}")
     make(paths.corpus(profile.name), profile, splits=splits, workers=workers, progress=progress)
     if _missing(root / "codec"):
@@ -64,10 +81,6 @@ def ensure(
     if _missing(root / "tagger"):
         say("tagger: training")
         ensure_tagger(profile, root / "tagger", seed, progress)
-    if _missing(model):
-        from vmas.train import train_profile
-
-        train_profile(profile, seed, device, model, progress, say)
     return root
 
 

@@ -133,6 +133,21 @@ def fad_floor(analysis: Analysis, splits: int = 20, seed: int = 0) -> float:
     return float(np.mean(scores))
 
 
+def per_clip(draws: Sequence[Analysis], ref: Reference, profile: Profile) -> dict[str, np.ndarray]:
+    """Scores of every clip [N], a mean over the draws: KL, MV Align at each frame rate, accuracy, onsets.
+
+    Under the names that `rows` gives the metrics. FAD belongs to a set and has none.
+    """
+    out = {"KL": np.mean([kl(d.logits, ref.real.logits) for d in draws], axis=0)}
+    for fps, peaks in ref.video.items():
+        scores = [mv_align.score(d.onsets, peaks, fps, profile.eval.mv_align_version, 1) for d in draws]
+        out[scores[0].name] = np.mean([s.per_clip for s in scores], axis=0)
+    if ref.genres is not None:
+        out["Tagger accuracy"] = np.mean([d.logits.argmax(1) == ref.genres for d in draws], axis=0)
+    out["Onsets per clip"] = np.mean([[len(o) for o in d.onsets] for d in draws], axis=0)
+    return out
+
+
 def rows(
     system: str, dataset: str, draws: Sequence[Analysis], ref: Reference, profile: Profile, note: str = ""
 ) -> list[Row]:

@@ -159,3 +159,86 @@ def run_target(
         for line in found.lines[:5]:
             show(f"  {line}")
     return record
+
+
+def run_sweep(
+    target: Target,
+    profile: str,
+    seeds: list[int],
+    only: list[str] | None = None,
+    device: str = "auto",
+    jobs: int = 1,
+    force: bool = False,
+    save_record: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = _quiet,
+    show: Callable[[str], None] = print,
+) -> Record | None:
+    """Train what is not recorded yet of a sweep target's conditions, then put its table together.
+
+    No `seeds`: nothing is trained, the table comes from the records that are there. `only` names conditions; the
+    table is then left to the command that asked for all. `force` trains recorded runs again and shows how far they
+    land from their records. Raises VmasError when runs failed, after all others are done.
+    """
+    from vmas import pipeline
+    from vmas.experiments import assemble, sweep
+    from vmas.report import table
+
+    module, cfg = importlib.import_module(target.sweep), config.load(profile)
+    todo = sweep_runs(target, profile, seeds, only)
+    before = {(r.name, r.seed): r.record() for r in todo} if todo and _ready(cfg) else {}
+    wanted = [r for r in todo if force or not before.get((r.name, r.seed))]
+    if wanted:
+        pipeline.parts(cfg, 0, progress, say=say)
+        failed = sweep.execute(wanted, profile, device, jobs, save_record, progress, say)
+        if failed:
+            raise VmasError(f"{len(failed)} of {len(wanted)} runs failed; first: {failed[0]}")
+    for r in wanted if force else ():
+        if (old := before.get((r.name, r.seed))) and (new := records.find(_local(r), r.key())):
+            show(f"{r.name}, seed {r.seed}: {records.compare(new, old)}")
+    if only:
+        return None
+    found = sweep.recorded(module.TARGET, module.CONDITIONS, profile)
+    record = assemble.record(module.TARGET, module.TITLE, module.CONDITIONS, found, module.REFERENCE, cfg)
+    out = table.save(record, paths.target(record.profile, target.name))
+    show(table.plain(record))
+    show(f"\nin {paths.relative(out)}: table.md, table.csv, figure.png, result.json")
+    return record
+
+
+def plan_sweep(target: Target, profile: str, seeds: list[int], only: list[str] | None = None) -> str:
+    """Which runs of a sweep are recorded and which are to do."""
+    from vmas.experiments import sweep
+
+    title = f"{target.name}, profile {profile}: {target.title}"
+    if not _ready(config.load(profile)):
+        return f"{title}\n  to do                corpus, codec and tagger, then every run"
+    return f"{title}\n{sweep.listing(sweep_runs(target, profile, seeds, only))}"
+
+
+def _ready(cfg: Profile) -> bool:
+    from vmas import checkpoint
+
+    return all((paths.checkpoints(cfg.name) / n / checkpoint.MANIFEST).is_file() for n in ("codec", "tagger"))
+
+
+def _local(run) -> Path:
+    return records.local(run.name, run.profile.name, run.seed)
+
+
+def sweep_runs(target: Target, profile: str, seeds: list[int], only: list[str] | None = None) -> list:
+    """The runs of a sweep target: the paper's rows with all `seeds`, variants with the first few, `only` those named.
+
+    Raises UsageError for a condition that there is not.
+    """
+    from vmas.experiments import sweep
+
+    module = importlib.import_module(target.sweep)
+    names = [c.name for c in module.CONDITIONS]
+    for name in only or ():
+        if name not in names:
+            raise UsageError(f"unknown condition {name!r} of {target.name}: {nearest(name, names)}")
+    chosen = [c for c in module.CONDITIONS if not only or c.name in only]
+    every = sweep.runs(module.TARGET, chosen, profile, seeds)
+    few = seeds if only else seeds[: module.VARIANT_SEEDS]
+    return [r for r in every if r.condition.name in module.EVERY_SEED or r.seed in few]

@@ -12,12 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from vmas import checkpoint, paths, pipeline, records, versions
 from vmas.config import Profile, sha256
 from vmas.errors import DataError
-from vmas.experiments import evaluate
+from vmas.experiments import evaluate, references
 from vmas.records import Record, Row
 from vmas.report import paper
 
@@ -43,28 +41,9 @@ def key(profile: Profile, seed: int = 0) -> str:
     """Hash of everything the table depends on: config, data, weights, stage versions, seed."""
     from vmas.corpus import data_sha256
 
-    config = dataclasses.replace(profile, note="")  # words under a table change no number
+    # Words under a table change no number, and how the weights were trained is in the weights.
+    config = {k: v for k, v in dataclasses.asdict(profile).items() if k not in ("note", "train")}
     return sha256(TARGET, config, data_sha256(profile), _weights(profile, seed), seed, versions.of(*STAGES))
-
-
-def _generate(model, frames: np.ndarray, seed: int, tell: Callable[[int], Any]) -> np.ndarray:
-    """Music int16 [N,samples] for frames [N,T,H,W,3]; `tell` gets the number of clips done."""
-    waves = model.generate_waveform(frames, seed=seed, progress=lambda step, steps: tell(len(frames) * step // steps))
-    return np.round(np.clip(waves, -1, 1) * 32767).astype(np.int16)
-
-
-def _through_codec(codec, tokens: np.ndarray, samples: int) -> np.ndarray:
-    """Music int16 [N,samples] decoded from tokens [N,K,t_a]."""
-    import torch
-
-    device = next(codec.parameters()).device
-    out = np.empty((len(tokens), samples), np.int16)
-    with torch.inference_mode():
-        for i in range(0, len(tokens), evaluate.CHUNK):
-            codes = torch.from_numpy(np.asarray(tokens[i : i + evaluate.CHUNK], dtype=np.int64)).to(device)
-            wav = codec.decode(codes)[:, 0, :samples].float().cpu().numpy()
-            out[i : i + len(wav)] = np.round(np.clip(wav, -1, 1) * 32767)
-    return out
 
 
 def _quiet(_: str) -> None:
@@ -72,18 +51,23 @@ def _quiet(_: str) -> None:
 
 
 def compute(
-    profile: Profile, seed: int = 0, device: str = "auto", progress: bool = True, say: Callable[[str], None] = _quiet
+    profile: Profile,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+    say: Callable[[str], None] = _quiet,
+    fresh: bool = True,
 ) -> Record:
     """Generate and evaluate on both test sets; returns the record with the paper's rows quoted beside.
 
     `seed` names the trained model (`vmas-seed<seed>`) and the first of `eval.sampling_seeds` sampling seeds.
+    `fresh` analyses the real music again too, instead of reading it from the cache.
     Raises WeightsUnavailable in profile paper.
     """
     from tqdm.auto import tqdm
 
     from vmas.corpus import data_sha256
     from vmas.embedders.tagger import load_tagger
-    from vmas.features import load_split
     from vmas.generate import pick_device
     from vmas.metrics.mv_align import derangements
     from vmas.model import VMAs
@@ -95,41 +79,26 @@ def compute(
         raise DataError("table3 at paper scale needs the real test sets; this version reads the procedural corpus only")
     say("generating and evaluating")
     model = VMAs.from_pretrained(root / f"vmas-seed{seed}", device)
-    tagger, rate, version = load_tagger(root / "tagger"), profile.clip.sample_rate, profile.eval.mv_align_version
+    tagger, rate = load_tagger(root / "tagger"), profile.clip.sample_rate
     seeds = [seed + i for i in range(profile.eval.sampling_seeds)]
     table: list[Row] = []
     extra: dict[str, Any] = {"note": profile.note, "fad_floor": {}, "datasets": DATASETS, "sampling_seeds": seeds}
     with evaluate.Evaluator(tagger, rate) as judge:
         for name, dataset in DATASETS.items():
-            split = load_split(profile, name, model.codec, progress)
-            n = profile.eval.clips or len(split)
-            n = min(n, len(split))
-            total = n * (2 * len(seeds) + 2)
+            total = (profile.eval.clips or getattr(profile.corpus, name)) * (2 * len(seeds) + 2)
             with tqdm(total=total, desc=f"{TARGET} {name}", unit="clip", disable=None if progress else True) as bar:
-                draws = []
-                for s in seeds:
-                    before = bar.n
-                    bar.set_postfix_str("generating")
-                    waves = _generate(model, split.frames[:n], s, lambda k, b=before: bar.update(b + k - bar.n))
-                    bar.update(before + n - bar.n)
-                    bar.set_postfix_str("evaluating")
-                    draws.append(judge.analyse(waves, bar.update))
-                codec_waves = _through_codec(model.codec, split.tokens[:n], profile.clip.num_samples)
-                real = judge.analyse(split.waveforms[:n], bar.update)
-                coded = judge.analyse(codec_waves, bar.update)
-            video = {
-                profile.clip.fps: evaluate.video_peaks(split.flow[:n], profile.clip.fps, version),
-                profile.clip.dense_fps: evaluate.video_peaks(split.dense_flow[:n], profile.clip.dense_fps, version),
-            }
-            ref = evaluate.Reference(real, coded, split.genres[:n], video)
+                bar.set_postfix_str("the clips' own music")
+                found = references.load(profile, name, dataset, model.codec, judge, progress, fresh, bar.update)
+                draws = [references.generated(model, found, s, judge, bar) for s in seeds]
+            ref, coded = found.reference, found.reference.codec
             # Not the seed of MV Align's own shuffles: one of them would undo this one and pair clips rightly again.
-            shuffled = coded.take(derangements(n, 1, SHUFFLE_SEED)[0])
+            shuffled = coded.take(derangements(found.n, 1, SHUFFLE_SEED)[0])
             floor = evaluate.fad_floor(coded)
-            extra["fad_floor"][dataset] = {"value": floor, "n": n // 2}
+            extra["fad_floor"][dataset] = {"value": floor, "n": found.n // 2}
             for system, got, note in (
                 (OURS, draws, ""),
-                (REAL, [real], ""),
-                (CODEC, [coded], f"Random halves of it (N = {n // 2}) lie FAD {floor:.2f} apart."),
+                (REAL, [ref.real], ""),
+                (CODEC, [coded], f"Random halves of it (N = {found.n // 2}) lie FAD {floor:.2f} apart."),
                 (SHUFFLED, [shuffled], "The codec's music, every clip's own replaced by another clip's."),
             ):
                 table += evaluate.rows(system, dataset, got, ref, profile, note)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from vmas import paths
 from vmas.config import Profile, TrainConfig, sha256
+from vmas.errors import UsageError
 from vmas.training.loop import Preempted, Stage, fit, recipe
 
 STAGE_1 = {"freeze": (), "cfg_dropout": 0.0, "sample_every": 0}  # what only stage 2 has: its conditions share stage 1
@@ -76,6 +78,15 @@ def pretrain_decoder(session: Session, train, val, codec_sha256: str) -> tuple[n
     return task.decoder, session.fit(task, data, replace(cfg, **STAGE_1), stage, p.decoder, codec_sha256)
 
 
+def shared_rows(n: int, share: float, seed: int) -> np.ndarray | None:
+    """Rows of a random share of n clips, smaller shares inside larger ones; None for all. Raises UsageError."""
+    if not 0 < share <= 1:
+        raise UsageError(f"the share of the training data must lie in (0, 1], got {share}")
+    if share == 1:
+        return None
+    return np.sort(np.random.default_rng([seed, 90]).permutation(n)[: max(1, round(share * n))])
+
+
 def train_profile(
     profile: Profile,
     seed: int = 0,
@@ -83,8 +94,11 @@ def train_profile(
     out=None,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
+    share: float = 1.0,
 ) -> Path:
     """All stages for one seed: motion → music → VMAs; returns the folder of the finished checkpoint.
+
+    `share` is the share of the training clips that stage 2 sees, drawn by the seed (figures 6 and 7).
 
     The codec must be there (`vmas.pipeline.train` makes what is missing). Every stage resumes from its
     own folder under the cache, so an interrupted command is simply given again.
@@ -109,8 +123,8 @@ def train_profile(
     model.decoder.load_state_dict(decoder.state_dict())
     cfg = profile.train
     stage = Stage("vmas", cfg.steps, cfg.batch_size, cfg.lr, cfg.warmup_steps)
-    data = vmas_data(train, profile), vmas_data(val, profile)
-    parts = (profile.encoder, profile.decoder, profile.align, codec.sha256)
+    data = vmas_data(train, profile, shared_rows(len(train), share, seed)), vmas_data(val, profile)
+    parts = (profile.encoder, profile.decoder, profile.align, codec.sha256, *([] if share == 1 else [share]))
     record["vmas"] = session.fit(VMAsTask(model), data, cfg, stage, *parts)
     record["threads"] = torch.get_num_threads()
     record["device"] = model.device.type

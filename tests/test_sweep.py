@@ -1,0 +1,128 @@
+"""Sweeps: which runs there are, which shares they see, and what a table makes of their records."""
+
+import numpy as np
+import pytest
+
+from vmas import config, paths, records
+from vmas.errors import DataError, UsageError
+from vmas.experiments import assemble, data_size, registry, runner, sweep, table5
+from vmas.experiments.sweep import Condition
+from vmas.records import Record, Row
+from vmas.report import paper
+from vmas.training.stages import shared_rows
+
+DATA = "corpus"
+METRIC = "MV Align (2025, 9.6 fps)"
+
+
+def made(seed: int, per_clip, fad: float = 1.0, name: str = "x") -> Record:
+    values = np.asarray(per_clip, float)
+    same = {"n": len(values), "seeds": 1, "status": "smoke"}
+    rows = (
+        Row(name, DATA, "FAD (codec)", "down", fad, (fad - 0.1, fad + 0.1), **same),
+        Row(name, DATA, METRIC, "up", float(np.nanmean(values)), chance=0.2, **same),
+    )
+    kept = {DATA: {METRIC: [None if np.isnan(x) else float(x) for x in values]}}
+    extra = {"seed": seed, "per_clip": kept, "curve": []}
+    prov = {"wall_s": 60.0, "data_sha256": "d", "checkpoint_sha256": f"c{seed}"}
+    return Record(f"t-{name}", "smoke", name, f"{name}{seed}", rows, prov, extra)
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    return config.load("smoke", {"eval": {"bootstrap": 400}})
+
+
+def test_conditions_of_table_5_are_the_papers_rows_and_one_change_each():
+    printed = set(paper.load("table5").row)
+    assert {c.paper for c in table5.CONDITIONS if c.paper} == {r.replace(" (Ours)", "") for r in printed}
+    assert len({c.name for c in table5.CONDITIONS}) == len(table5.CONDITIONS)
+    mini = {c.name: config.load("mini", c.overrides) for c in table5.CONDITIONS}
+    assert not mini["baseline"].align.contrastive
+    assert not mini["baseline"].align.beat_weighting
+    assert mini["beats"].align.normalise == "count"
+    assert mini["beats"].align.temperature == 1.0
+    assert len({config.sha256(p) for p in mini.values()}) == len(mini)
+
+
+def test_runs_go_seed_by_seed_and_variants_stop_at_three():
+    got = runner.sweep_runs(registry.get("table5"), "smoke", [0, 1, 2, 3, 4])
+    by_seed = [r.seed for r in got]
+    assert by_seed == sorted(by_seed)
+    count = {c.name: sum(r.condition.name == c.name for r in got) for c in table5.CONDITIONS}
+    assert {count[n] for n in table5.PAPER} == {5}
+    assert {v for n, v in count.items() if n not in table5.PAPER} == {3}
+    with pytest.raises(UsageError, match="did you mean baseline"):
+        runner.sweep_runs(registry.get("table5"), "smoke", [0], ["base"])
+
+
+def test_shares_of_the_data_are_nested():
+    assert [c.share for c in data_size.CONDITIONS] == [0.1, 0.25, 0.5, 1.0]
+    rows = [shared_rows(2400, s, 3) for s in (0.1, 0.25, 0.5)]
+    assert [len(r) for r in rows] == [240, 600, 1200]
+    assert set(rows[0]) < set(rows[1]) < set(rows[2])
+    assert shared_rows(2400, 1.0, 3) is None
+    assert not np.array_equal(rows[0], shared_rows(2400, 0.1, 4))
+    with pytest.raises(UsageError, match="share"):
+        shared_rows(10, 0.0, 0)
+
+
+def test_one_row_from_several_seeds(smoke):
+    found = [made(0, [0.2, 0.4, np.nan], fad=1.0), made(1, [0.4, 0.6, 0.5], fad=3.0)]
+    by = {r.metric: r for r in assemble.rows(Condition("x", "X", about="why"), found, smoke)}
+    assert by[METRIC].value == pytest.approx((0.3 + 0.5) / 2), "the mean of the seeds' means"
+    assert by[METRIC].seeds == 2
+    assert by[METRIC].ci95[0] < by[METRIC].value < by[METRIC].ci95[1]
+    assert by["FAD (codec)"].value == 2.0
+    assert by["FAD (codec)"].note == "why"
+    (alone,) = [r for r in assemble.rows(Condition("x", "X"), found[:1], smoke) if r.metric == "FAD (codec)"]
+    assert alone.ci95 == pytest.approx((0.9, 1.1))
+
+
+def test_paired_differences_use_shared_seeds_only(smoke):
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.2, 0.4, (3, 200))
+    a = [made(s, base[s] + 0.05, name="a") for s in (0, 1)]
+    b = [made(s, base[s], name="b") for s in (0, 1, 2)]
+    (got,) = assemble.differences(a, b, smoke)
+    assert got["seeds"] == 2
+    assert got["difference"] == pytest.approx(0.05)
+    assert got["lo"] == pytest.approx(0.05)
+    assert got["improvement"] == 1.0
+    (equal,) = assemble.differences(b, b, smoke)
+    assert equal["difference"] == 0
+    assert equal["improvement"] == 0.5
+    assert assemble.differences(a, [made(7, base[0])], smoke) == []
+
+
+def test_a_table_of_what_is_recorded(smoke):
+    conditions = [Condition("b", "B"), Condition("a", "A"), Condition("later", "L")]
+    found = {"b": [made(0, [0.1, 0.2], name="B")], "a": [made(0, [0.3, 0.5], name="A")]}
+    record = assemble.record("t", "T", conditions, found, "b", smoke)
+    assert [r.system for r in record.rows] == ["B", "B", "A", "A"]
+    assert record.extra["missing"] == ["later"]
+    assert record.extra["differences"]["a"][0]["difference"] == pytest.approx(0.25)
+    with pytest.raises(DataError, match="no run is recorded yet"):
+        assemble.record("t", "T", conditions, {}, "b", smoke)
+
+
+def test_a_failing_run_does_not_stop_the_others(monkeypatch, tmp_path, smoke):
+    monkeypatch.setenv("VMAS_CACHE", str(tmp_path))
+    todo = [sweep.Run("t", Condition(n, n), smoke, 0) for n in ("one", "two")]
+
+    def perform(run, *_):
+        if run.condition.name == "one":
+            raise DataError("the loss is nan")
+        return made(0, [0.5], name="two")
+
+    monkeypatch.setattr(sweep, "perform", perform)
+    failed = sweep.execute(todo, "smoke", "cpu", progress=False, say=lambda _: None)
+    assert failed == ["t-one, seed 0: the loss is nan"]
+    assert records.local("t-two", "smoke", 0).is_file()
+    assert not (paths.cache() / "records" / "t-one-smoke-seed0.json").exists()
+
+
+def test_jobs_need_a_gpu():
+    with pytest.raises(UsageError, match="needs a GPU"):
+        sweep.devices("cpu", 2)
+    assert sweep.devices("cpu", 1) == ["cpu"]

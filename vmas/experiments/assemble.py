@@ -1,0 +1,127 @@
+"""One table out of the records of a sweep: means over seeds with intervals over seeds and clips, paired differences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vmas import records
+from vmas.config import Profile, sha256
+from vmas.errors import DataError
+from vmas.experiments.sweep import Condition
+from vmas.metrics import intervals
+from vmas.records import Record, Row
+
+BETTER = {"up": 1, "down": -1}
+
+
+def clips(found: Sequence[Record], dataset: str, metric: str) -> np.ndarray:
+    """Scores [seeds, clips] of one condition's records; NaN where a clip has none."""
+    rows = [[np.nan if x is None else x for x in r.extra["per_clip"][dataset][metric]] for r in found]
+    if len({len(r) for r in rows}) != 1:
+        raise DataError(f"{found[0].target}: the seeds were evaluated on different numbers of clips")
+    return np.asarray(rows, float)
+
+
+def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> list[Row]:
+    """Rows of one condition: every metric's mean over its seeds.
+
+    Metrics of single clips get an interval over seeds and clips together. FAD belongs to a set: its mean over the
+    seeds, and as interval the spread of the seeds (two or more) or the one seed's own.
+    """
+    out = []
+    for first in found[0].rows:
+        same = [r.row(first.system, first.dataset, first.metric) for r in found]
+        values = np.array([r.value for r in same], float)
+        if first.metric in found[0].extra["per_clip"][first.dataset]:
+            s = intervals.stratified(clips(found, first.dataset, first.metric), n=profile.eval.bootstrap)
+            value, ci = s.mean, (s.lo, s.hi)
+        else:
+            value = float(values.mean())
+            ci = intervals.mean_ci(values, n=profile.eval.bootstrap) if len(values) > 1 else first.ci95
+        chances = [r.chance for r in same if r.chance is not None]
+        out.append(
+            Row(
+                condition.label,
+                first.dataset,
+                first.metric,
+                first.direction,
+                value,
+                ci if ci is not None and np.isfinite(ci).all() else None,
+                first.n,
+                len(found),
+                float(np.mean(chances)) if chances else None,
+                None,
+                profile.status,
+                condition.about,
+            )
+        )
+    return out
+
+
+def differences(a: Sequence[Record], b: Sequence[Record], profile: Profile) -> list[dict[str, Any]]:
+    """What condition `a` gains over `b` on the same seeds and clips.
+
+    One dict a data set and metric: dataset, metric, difference (a - b), lo, hi, seeds, and `improvement`, the share
+    of (seed, clip) pairs in which a is better, ties counted half. Seeds that one side lacks are left out.
+    """
+    shared = sorted({r.extra["seed"] for r in a} & {r.extra["seed"] for r in b})
+    if not shared:
+        return []
+    left, right = ([next(r for r in side if r.extra["seed"] == s) for s in shared] for side in (a, b))
+    out = []
+    for row in left[0].rows:
+        if row.metric not in left[0].extra["per_clip"][row.dataset] or row.direction not in BETTER:
+            continue
+        gap = clips(left, row.dataset, row.metric) - clips(right, row.dataset, row.metric)
+        s = intervals.stratified(gap, n=profile.eval.bootstrap)
+        known = gap[~np.isnan(gap)] * BETTER[row.direction]
+        wins = float(np.mean((known > 0) + 0.5 * (known == 0))) if known.size else float("nan")
+        out.append(
+            {
+                **{"dataset": row.dataset, "metric": row.metric, "direction": row.direction, "seeds": len(shared)},
+                **{"difference": s.mean, "lo": s.lo, "hi": s.hi, "improvement": wins},
+            }
+        )
+    return out
+
+
+def record(
+    target: str,
+    title: str,
+    conditions: Sequence[Condition],
+    found: dict[str, list[Record]],
+    reference: str,
+    profile: Profile,
+    quoted: Sequence[Row] = (),
+) -> Record:
+    """The table's record from the runs' records by condition; conditions without a record are left out.
+
+    Raises DataError when no run has a record yet.
+    """
+    there = [c for c in conditions if found.get(c.name)]
+    if not there:
+        raise DataError(f"{target}: no run is recorded yet; 'vmas reproduce {target} --seeds 1' makes the first")
+    table = [r for c in there for r in rows(c, found[c.name], profile)]
+    gains = {
+        c.name: differences(found[c.name], found[reference], profile)
+        for c in there
+        if c.name != reference and found.get(reference)
+    }
+    every = [r for c in there for r in found[c.name]]
+    extra = {
+        "note": profile.note,
+        "differences": gains,
+        "seeds": {c.name: sorted(r.extra["seed"] for r in found[c.name]) for c in there},
+        "missing": [c.name for c in conditions if c not in there],
+        "curves": {c.name: [r.extra["curve"] for r in found[c.name]] for c in there},
+    }
+    first = every[0].provenance
+    prov = records.provenance(
+        f"vmas reproduce {target} --profile {profile.name}",
+        sum(r.provenance["wall_s"] for r in every),
+        sha256(profile),
+        first["data_sha256"],
+        sha256([r.provenance["checkpoint_sha256"] for r in every]),
+    )
+    return Record(target, profile.name, title, sha256(sorted(r.key for r in every)), (*table, *quoted), prov, extra)

@@ -1,0 +1,230 @@
+"""Many training runs as one command: every condition of a table with several seeds (`vmas reproduce table5 --seeds 5`).
+
+A run is (condition, seed): train, generate for both test sets, evaluate, one record. Runs whose record still
+holds are skipped, an interrupted run goes on where it stopped (its training state lies in the cache), a run
+that fails is reported and the others go on. On a CPU the runs follow each other; with several GPUs, or several
+jobs a GPU, each goes to a process of its own.
+"""
+
+import dataclasses
+import os
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vmas import checkpoint, config, paths, records, versions
+from vmas.config import Profile, sha256
+from vmas.errors import UsageError, VmasError
+from vmas.experiments import references, table3
+from vmas.records import Record
+
+STAGES = (*table3.STAGES, "training")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a row of a table changes in the profile: `overrides` as `config.load` takes them.
+
+    `paper` is the row of the paper that it stands for, "" for a variant of ours; `share` the share of the
+    training clips that it sees.
+    """
+
+    name: str
+    label: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    paper: str = ""
+    share: float = 1.0
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a sweep."""
+
+    target: str
+    condition: Condition
+    profile: Profile  # with the condition's overrides
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.target}-{self.condition.name}"
+
+    def key(self) -> str:
+        """Hash of what its numbers depend on."""
+        from vmas.corpus import data_sha256
+
+        plain = {k: v for k, v in dataclasses.asdict(self.profile).items() if k not in ("note", "status")}
+        root = paths.checkpoints(self.profile.name)
+        shas = [checkpoint.read_manifest(root / n)["sha256"] for n in ("codec", "tagger")]
+        return sha256(plain, self.condition.share, data_sha256(self.profile), shas, self.seed, versions.of(*STAGES))
+
+    def record(self) -> Record | None:
+        """Its record, committed or of this machine, where it still holds."""
+        key = self.key()
+        for place in (records.committed, records.local):
+            if found := records.find(place(self.name, self.profile.name, self.seed), key):
+                return found
+        return None
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoint goes."""
+        return paths.cache() / "sweep" / self.profile.name / f"{self.name}-seed{self.seed}"
+
+
+def runs(target: str, conditions: Sequence[Condition], profile: str, seeds: Sequence[int]) -> list[Run]:
+    """Every (condition, seed), seed by seed, so that an early end leaves whole comparisons."""
+    return [Run(target, c, config.load(profile, c.overrides), s) for s in seeds for c in conditions]
+
+
+def perform(run: Run, device: str, progress: bool, say: Callable[[str], None]) -> Record:
+    """Train, generate, evaluate: the record of one run, with the scores of every clip in `extra`."""
+    from tqdm.auto import tqdm
+
+    from vmas.codec import load_codec
+    from vmas.corpus import data_sha256
+    from vmas.embedders.tagger import load_tagger
+    from vmas.experiments import evaluate
+    from vmas.generate import pick_device
+    from vmas.model import VMAs
+    from vmas.training.stages import train_profile
+
+    start, p = time.monotonic(), run.profile
+    device = pick_device(device)
+    root = paths.checkpoints(p.name)
+    key = run.key()
+    say(f"{run.name}, seed {run.seed}: {run.condition.label}")
+    folder = train_profile(p, run.seed, device, run.folder, progress, say, share=run.condition.share)
+    model = VMAs.from_pretrained(folder, device, load_codec(root / "codec"))
+    rows, clips = [], {}
+    with evaluate.Evaluator(load_tagger(root / "tagger"), p.clip.sample_rate) as judge:
+        for name, dataset in table3.DATASETS.items():
+            found = references.load(p, name, dataset, model.codec, judge, progress)
+            seeds = [run.seed + i for i in range(p.eval.sampling_seeds)]
+            total = 2 * found.n * len(seeds)
+            with tqdm(total=total, desc=f"{run.name} {name}", unit="clip", disable=None if progress else True) as bar:
+                draws = [references.generated(model, found, s, judge, bar) for s in seeds]
+            rows += evaluate.rows(run.condition.label, dataset, draws, found.reference, p)
+            clips[dataset] = evaluate.per_clip(draws, found.reference, p)
+    training = checkpoint.read_manifest(folder)["training"]
+    command = f"vmas reproduce {run.target} --profile {p.name} --only {run.condition.name} --seed {run.seed}"
+    config_sha, weights = sha256(p), checkpoint.read_manifest(folder)["sha256"]
+    prov = records.provenance(command, time.monotonic() - start, config_sha, data_sha256(p), weights, device)
+    extra = {
+        "condition": dataclasses.asdict(run.condition),
+        "seed": run.seed,
+        "per_clip": {
+            d: {m: [None if x != x else round(float(x), 5) for x in v] for m, v in c.items()} for d, c in clips.items()
+        },
+        "curve": training["vmas"]["curve"],
+        "train_s": training["vmas"]["seconds"],
+    }
+    return Record(run.name, p.name, run.condition.label, key, tuple(rows), prov, extra)
+
+
+def execute(
+    todo: Sequence[Run],
+    profile: str,
+    device: str = "auto",
+    jobs: int = 1,
+    save_record: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Perform `todo`; returns one line for each run that failed. Finished runs stay whatever happens later."""
+    slots = devices(device, jobs)
+    failed: list[str] = []
+    if len(slots) == 1:
+        for i, run in enumerate(todo, 1):
+            say(f"run {i} of {len(todo)}")
+            try:
+                keep(perform(run, slots[0], progress, say), run, save_record)
+            except VmasError as e:
+                failed.append(f"{run.name}, seed {run.seed}: {e}")
+        return failed
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+
+    def work(run: Run) -> None:
+        slot = free.get()
+        try:
+            problem = _child(run, profile, slot, save_record)
+        finally:
+            free.put(slot)
+        say(f"{run.name}, seed {run.seed}: {problem or 'done'} on {slot}")
+        if problem:
+            failed.append(f"{run.name}, seed {run.seed}: {problem}")
+
+    with ThreadPoolExecutor(len(slots)) as pool:
+        list(pool.map(work, todo))
+    return failed
+
+
+def keep(record: Record, run: Run, save_record: bool) -> None:
+    """Write a run's record to the cache, and among the committed ones when asked to."""
+    records.write(record, records.local(run.name, run.profile.name, run.seed))
+    if save_record:
+        records.write(record, records.committed(run.name, run.profile.name, run.seed))
+
+
+def devices(device: str, jobs: int) -> list[str]:
+    """A slot for every run that may go at the same time: each GPU `jobs` times, or the CPU once."""
+    import torch
+
+    if jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    if device == "cpu" or not torch.cuda.is_available():
+        if jobs > 1:
+            raise UsageError("--jobs needs a GPU: on a CPU two trainings at once take longer than one after the other")
+        return ["cpu"]
+    names = [device] if device.startswith("cuda:") else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return names * jobs
+
+
+def _child(run: Run, profile: str, slot: str, save_record: bool) -> str:
+    """One run in a process that sees one GPU; returns what went wrong, or nothing."""
+    line = [sys.executable, "-m", "vmas", "reproduce", run.target, "--profile", profile, "--quiet"]
+    line += ["--only", run.condition.name, "--seed", str(run.seed), "--device", "cuda"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": slot.removeprefix("cuda:"), "TQDM_DISABLE": "1"}
+    log = paths.cache() / "sweep" / f"{run.name}-seed{run.seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as out:
+        done = subprocess.run([*line, *(["--save-record"] if save_record else [])], env=env, stdout=out, stderr=out)
+    if done.returncode == 0:
+        return ""
+    last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+    return f"exit code {done.returncode}: {last[0] if last else 'no message'} ({log})"
+
+
+def recorded(target: str, conditions: Sequence[Condition], profile: str) -> dict[str, list[Record]]:
+    """The records of every condition that still hold, by condition, in the order of the seeds."""
+    import re
+
+    out: dict[str, list[Record]] = {}
+    for c in conditions:
+        p, name = config.load(profile, c.overrides), f"{target}-{c.name}"
+        seeds = set()
+        for place in (records.committed, records.local):
+            folder = place(name, p.name, 0).parent
+            pattern = re.compile(re.escape(f"{name}-{p.name}-seed") + r"(\d+)\.json")
+            seeds |= {int(m[1]) for f in folder.glob(f"{name}-*.json") if (m := pattern.fullmatch(f.name))}
+        out[c.name] = [r for s in sorted(seeds) if (r := Run(target, c, p, s).record())]
+    return out
+
+
+def listing(all_runs: Sequence[Run]) -> str:
+    """Which runs have their record and which are to do, for `--dry-run`."""
+    lines = []
+    for run in all_runs:
+        found = run.record()
+        took = f"recorded, {found.provenance['wall_s'] / 60:.0f} min" if found else "to do"
+        lines.append(f"  {took:20} {run.name}, seed {run.seed}: {run.condition.label}")
+    return "\n".join(lines)
