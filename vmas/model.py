@@ -10,6 +10,7 @@ pooled music features M̄, M = Ŷ E (eq. 2). What the paper leaves open is an op
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,10 @@ class VMAs(nn.Module):
             weights are not part of this module's state.
     """
 
-    def __init__(self, profile: Profile, codec: nn.Module):
+    E: Tensor
+    codec: Any
+
+    def __init__(self, profile: Profile, codec: Any):
         super().__init__()
         self.profile = profile
         self.encoder = build_encoder(profile)

@@ -148,7 +148,10 @@ def read(path) -> Record:
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row(**{**r, "ci95": tuple(r["ci95"]) if r["ci95"] else None}) for r in data.pop("rows"))
+        plain: list[dict[str, Any]] = data.pop("rows")
+        for r in plain:
+            r["ci95"] = tuple(r["ci95"]) if r["ci95"] else None
+        rows = tuple(Row(**r) for r in plain)
         return Record(rows=rows, **data)
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such record") from e

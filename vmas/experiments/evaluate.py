@@ -112,8 +112,8 @@ class Evaluator:
             onsets.append(one)
             if done:
                 done()
-        table = [np.concatenate(x).astype(np.float64) for x in (embeddings, logits)]
-        return Analysis(*table, onsets)
+        whole = [np.concatenate(x).astype(np.float64) for x in (embeddings, logits)]
+        return Analysis(whole[0], whole[1], onsets)
 
 
 def video_peaks(flow: np.ndarray, fps: float, version: str) -> list[np.ndarray]:

@@ -29,6 +29,7 @@ class TestSet:
     split: SplitFeatures
     n: int
     reference: Reference
+    coded: Analysis  # the same music through the codec
 
 
 def through_codec(codec, tokens: np.ndarray, samples: int) -> np.ndarray:
@@ -59,6 +60,7 @@ def load(
     from vmas.corpus import data_sha256
 
     split = load_split(profile, name, codec, progress)
+    assert split.tokens is not None  # a codec was given
     n = min(profile.eval.clips or len(split), len(split))
     tagger = checkpoint.read_manifest(paths.checkpoints(profile.name) / "tagger")["sha256"]
     key = sha256(data_sha256(profile), profile.clip, name, n, codec.sha256, tagger, versions.of(*STAGES))
@@ -77,7 +79,7 @@ def load(
         profile.clip.fps: evaluate.video_peaks(split.flow[:n], profile.clip.fps, version),
         profile.clip.dense_fps: evaluate.video_peaks(split.dense_flow[:n], profile.clip.dense_fps, version),
     }
-    return TestSet(dataset, split, n, Reference(real, coded, split.genres[:n], video))
+    return TestSet(dataset, split, n, Reference(real, coded, split.genres[:n], video), coded)
 
 
 def generated(model, found: TestSet, seed: int, judge: Evaluator, bar) -> Analysis:
@@ -106,7 +108,7 @@ def _write(file: Path, real: Analysis, coded: Analysis) -> None:
 
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{os.getpid()}-{file.name}")
-    np.savez(aside, **_flat(real, "real"), **_flat(coded, "coded"))
+    np.savez(aside, allow_pickle=False, **_flat(real, "real"), **_flat(coded, "coded"))  # type: ignore[arg-type]
     os.replace(aside, file)
 
 

@@ -90,7 +90,7 @@ def compute(
                 bar.set_postfix_str("the clips' own music")
                 found = references.load(profile, name, dataset, model.codec, judge, progress, fresh, bar.update)
                 draws = [references.generated(model, found, s, judge, bar) for s in seeds]
-            ref, coded = found.reference, found.reference.codec
+            ref, coded = found.reference, found.coded
             # Not the seed of MV Align's own shuffles: one of them would undo this one and pair clips rightly again.
             shuffled = coded.take(derangements(found.n, 1, SHUFFLE_SEED)[0])
             floor = evaluate.fad_floor(coded)

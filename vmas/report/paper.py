@@ -1,7 +1,8 @@
 """The paper's own numbers, as data (`results/paper/`): never typed anywhere else."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 from vmas import paths
 from vmas.errors import DataError, nearest
@@ -50,7 +51,7 @@ def contradictions() -> list[dict[str, Any]]:
 def quoted_rows(table: str) -> list[Row]:
     """Every number of a table of the paper as a `quoted` row, and `unavailable` where it prints a dash."""
     out = []
-    for r in load(table).itertuples():
+    for r in cast(Iterable[Any], load(table).itertuples()):
         system = re.sub(r" (\[\d+\]|\(Ours\))", "", str(r.row)) + " (paper)"
         if r.verbatim == NOT_PRINTED:
             why = "The paper prints no value: its code and models are not public."

@@ -145,7 +145,7 @@ def csv(record: Record) -> str:
     import pandas as pd
 
     table = pd.DataFrame([dataclasses.asdict(r) for r in record.rows])
-    at = int(table.columns.get_loc("ci95"))
+    at = list(table.columns).index("ci95")
     bounds = [c or (None, None) for c in table.pop("ci95")]
     table.insert(at, "ci_lo", [lo for lo, _ in bounds])
     table.insert(at + 1, "ci_hi", [hi for _, hi in bounds])

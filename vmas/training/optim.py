@@ -70,11 +70,11 @@ class EMA:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._live, own)
+                torch._foreach_copy_(list[Tensor](self._live), own)
 
     @torch.no_grad()
     def copy_to_module(self) -> None:
-        torch._foreach_copy_(self._live, self.average)
+        torch._foreach_copy_(list[Tensor](self._live), self.average)
 
     def state_dict(self) -> list[Tensor]:
         return self.average

@@ -37,8 +37,9 @@ class Session:
 
     def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
         folder = self.folder(cfg, stage, *parts)
+        train, val = data
         try:
-            return fit(task, *data, cfg, stage, folder, self.seed, self.device, self.progress, say=self.say)
+            return fit(task, train, val, cfg, stage, folder, self.seed, self.device, self.progress, say=self.say)
         except Preempted as e:
             self.say(e.message)
             raise

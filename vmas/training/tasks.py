@@ -15,6 +15,7 @@ from vmas.beats import beat_weights, flow_to_grid, video_beats
 from vmas.config import Profile
 from vmas.decoder import MusicDecoder
 from vmas.encoder import VideoEncoder, normalise
+from vmas.errors import DataError
 from vmas.features import SplitFeatures
 from vmas.model import VMAs
 from vmas.training.data import ClipDataset
@@ -34,17 +35,23 @@ def clip_weights(flow: np.ndarray, beats: np.ndarray, profile: Profile) -> np.nd
     return out
 
 
+def _tokens(split: SplitFeatures) -> np.ndarray:
+    if split.tokens is None:
+        raise DataError("the split was loaded without a codec: it has no tokens to train on")
+    return split.tokens
+
+
 def motion_data(split: SplitFeatures) -> ClipDataset:
     return ClipDataset({"frames": split.frames, "flow": split.flow})
 
 
 def music_data(split: SplitFeatures) -> ClipDataset:
-    return ClipDataset({"codes": split.tokens})
+    return ClipDataset({"codes": _tokens(split)})
 
 
 def vmas_data(split: SplitFeatures, profile: Profile, rows: np.ndarray | None = None) -> ClipDataset:
     weights = clip_weights(split.flow, split.beats, profile)
-    return ClipDataset({"frames": split.frames, "codes": split.tokens, "weights": weights}, rows)
+    return ClipDataset({"frames": split.frames, "codes": _tokens(split), "weights": weights}, rows)
 
 
 class MotionTask(nn.Module):
