@@ -103,7 +103,7 @@ def test_sharded_equals_replicated(trained, tmp_path):
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block,EncoderBlock",
         "FSDP_RESHARD_AFTER_FORWARD": "true",
     }
     run("train", tmp_path / "through", 2, env, device="auto")

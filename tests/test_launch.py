@@ -103,11 +103,6 @@ def test_the_classes_to_wrap_exist():
         assert any(hasattr(m, name) for m in modules), name
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="accelerate looks for the first class of a name, and encoder and decoder both call theirs Block:"
-    " the decoder's blocks stay in the root's group until one of the two has a name of its own",
-)
 def test_every_block_is_wrapped(monkeypatch):
     model = Skeleton(config.load("smoke"))
     policy = fsdp2_prepare_auto_wrap_policy(fsdp_plugin(monkeypatch), model)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vmas import config
-from vmas.errors import CheckpointError, DataError
+from vmas.errors import CheckpointError, ConfigError, DataError
 from vmas.training import loop, optim
 from vmas.training.data import ClipDataset, StepSampler
 from vmas.training.state import load_state, save_state
@@ -127,7 +127,7 @@ def test_nan_loss_stops_with_a_line(tmp_path):
 
 
 def test_unknown_optimizer():
-    with pytest.raises(DataError, match="adamw or dadapt_adam"):
+    with pytest.raises(ConfigError, match="adamw or dadapt_adam"):
         optim.build_optimizer([torch.zeros(1, requires_grad=True)], replace(CFG, optimizer="sgdd"), 1.0)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from vmas.dataset.cli import app as dataset_app
 from vmas.errors import UsageError, VmasError
 
 EPILOG = """
@@ -38,6 +39,7 @@ corpus_app = typer.Typer(help="The procedural corpus of music videos.", no_args_
 weights_app = typer.Typer(help="Public weights that the paper profile uses.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(weights_app, name="weights")
+app.add_typer(dataset_app, name="dataset")
 
 Profile = Annotated[str, typer.Option(help="smoke, mini, paper, or the path of a YAML file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
@@ -186,6 +188,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder of the checkpoint; default: the profile's own.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of shards (train/ and val/) instead of the procedural corpus.")
+    ] = None,
     settings: Setting = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory and days of the run; train nothing.")
@@ -204,7 +209,7 @@ def train(
     from vmas import pipeline
 
     cfg = _own_folder(profile, settings, out)
-    typer.echo(str(pipeline.train(cfg, seed, device, out, not quiet, say=_say)))
+    typer.echo(str(pipeline.train(cfg, seed, device, out, not quiet, _say, data)))
 
 
 @app.command(
@@ -295,6 +300,7 @@ RESUME = {  # `generate` says it itself, with counts
     "reproduce": "finished stages and clips are kept; give the same command to go on",
     "train": "the last state is on disk; give the same command to go on",
     "corpus": "finished clips are kept; give the same command to go on",
+    "dataset": "finished shards are kept; give the same command to go on",
 }
 
 

@@ -140,7 +140,7 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """A pre-norm transformer block of Hiera on windows [N,L,dim] → [N,L/cells,dim_out].
 
     A block that widens (dim ≠ dim_out) projects its normed input for the skip path, and pools both paths.
@@ -241,7 +241,7 @@ class VideoEncoder(nn.Module):
                 widen = n > 0 and i == 0
                 dim_out, heads = (2 * dim, 2 * heads) if widen else (dim, heads)
                 cells = self.layouts[n - 1].cells if widen else 1
-                self.blocks.append(Block(dim, dim_out, heads, mlp_ratio, cells, rates[len(self.blocks)]))
+                self.blocks.append(EncoderBlock(dim, dim_out, heads, mlp_ratio, cells, rates[len(self.blocks)]))
                 dim = dim_out
             stop = len(self.blocks)
             last = stop + (n < len(depths) - 1)
@@ -267,9 +267,9 @@ class VideoEncoder(nn.Module):
             drop_path_rate=cfg.drop_path_rate,
         )
 
-    def block(self, i: int) -> Block:
-        """Block i, counted from 0 over all stages."""
-        return cast(Block, self.blocks[i])
+    def block(self, i: int) -> EncoderBlock:
+        """EncoderBlock i, counted from 0 over all stages."""
+        return cast(EncoderBlock, self.blocks[i])
 
     def _initialise(self):
         # Xavier's bound follows the width, so that the small encoders trained here learn as well as wide ones.

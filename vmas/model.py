@@ -165,12 +165,17 @@ class VMAs(nn.Module):
             out.append(self.codec.decode(codes)[:, 0, : self.profile.clip.num_samples].float().cpu())
         return torch.cat(out).numpy()
 
-    def save_pretrained(self, folder, seed: int = 0, training: dict | None = None, half: bool = False) -> Path:
-        """Write the weights and the manifest; the codec is named by the sha256 of its weights."""
+    def save_pretrained(
+        self, folder, seed: int = 0, training: dict | None = None, half: bool = False, state: dict | None = None
+    ) -> Path:
+        """Write the weights and the manifest; the codec is named by the sha256 of its weights.
+
+        `state` are the weights to write where the module's own are spread over processes.
+        """
         sha = getattr(self.codec, "sha256", "")
         about = {**(training or {}), "codec_sha256": sha}
         return checkpoint.save(
-            folder, self.state_dict(), KIND, dataclasses.asdict(self.profile), seed, about, half=half
+            folder, state or self.state_dict(), KIND, dataclasses.asdict(self.profile), seed, about, half=half
         )
 
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 
 from vmas import checkpoint, paths
 from vmas.config import Profile
-from vmas.errors import WeightsUnavailable
+from vmas.errors import UsageError, WeightsUnavailable
 
 TEST_SPLITS = ("test", "shifted")
 
@@ -91,23 +91,28 @@ def train(
     out=None,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
+    data=None,
 ) -> Path:
-    """`vmas train`: corpus and codec when missing, then all training stages; returns the checkpoint's folder."""
+    """`vmas train`: corpus and codec when missing, then all training stages; returns the checkpoint's folder.
+
+    `data`: a folder of shards to train on instead of the corpus. Raises UsageError for profile paper without it,
+    WeightsUnavailable when the public weights are not there.
+    """
     from vmas.corpus import make
     from vmas.train import train_profile
 
     root = paths.checkpoints(profile.name)
-    if profile.name == "paper":
-        raise WeightsUnavailable(
-            "profile paper trains on the real data, whose builder is not available yet;"
-            " the mini profile trains everything here: vmas train --profile mini"
+    if data is None and profile.name == "paper":
+        raise UsageError(
+            "profile paper trains on real data: name a folder of shards with --data ('vmas dataset build' writes them)"
         )
-    say("corpus: train, val")
-    make(paths.corpus(profile.name), profile, splits=("train", "val"), progress=progress)
-    if _missing(root / "codec"):
+    if data is None:
+        say("corpus: train, val")
+        make(paths.corpus(profile.name), profile, splits=("train", "val"), progress=progress)
+    if data is None and _missing(root / "codec"):
         say("codec: training")
         ensure_codec(profile, root / "codec", seed, progress)
-    return train_profile(profile, seed, device, out, progress, say)
+    return train_profile(profile, seed, device, out, progress, say, data=data)
 
 
 def ensure_codec(profile: Profile, out: Path, seed: int, progress: bool) -> None:

@@ -126,7 +126,8 @@ class Run:
     def __init__(self, task: nn.Module, cfg: TrainConfig, stage: Stage, folder: Path, seed: int, device: str, key):
         self.cfg, self.stage, self.folder, self.seed = cfg, stage, folder, seed
         self.accelerator = make_accelerator(cfg, folder, device)
-        optimizer = build_optimizer([p for p in task.parameters() if p.requires_grad], cfg, stage.lr)
+        split = self.accelerator.distributed_type.value == "FSDP"
+        optimizer = build_optimizer([p for p in task.parameters() if p.requires_grad], cfg, stage.lr, split)
         self.model, self.optimizer = self.accelerator.prepare(task, optimizer)
         self.task: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.ema = EMA(self.task, cfg.ema_decay)

@@ -27,15 +27,23 @@ def freeze(module: nn.Module, prefixes: Iterable[str]) -> None:
         raise ConfigError("train.freeze leaves nothing to train")
 
 
-def build_optimizer(parameters, cfg: TrainConfig, lr: float) -> torch.optim.Optimizer:
-    """`adamw`, or `dadapt_adam`: D-Adaptation with decoupled decay, whose lr is a multiplier (1)."""
+def build_optimizer(parameters, cfg: TrainConfig, lr: float, sharded: bool = False) -> torch.optim.Optimizer:
+    """`adamw`, or `dadapt_adam`: D-Adaptation with decoupled decay, whose lr is a multiplier (1).
+
+    `sharded`: the parameters will be split over processes, and D-Adaptation must sum its estimate over them.
+    Raises ConfigError for an unknown optimizer, and for D-Adaptation on shards without a GPU.
+    """
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
     if cfg.optimizer == "dadapt_adam":
         from dadaptation import DAdaptAdam
 
-        return DAdaptAdam(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay, decouple=True)
-    raise DataError(f"unknown optimizer {cfg.optimizer!r}: choose adamw or dadapt_adam")
+        if sharded and not torch.cuda.is_available():
+            # its sum over processes is written for GPUs, and without it every process estimates its own step size
+            raise ConfigError("train.optimizer: dadapt_adam cannot run sharded on CPUs; take adamw, or DDP")
+        options = {"lr": lr, "betas": cfg.betas, "weight_decay": cfg.weight_decay}
+        return DAdaptAdam(parameters, **options, decouple=True, fsdp_in_use=sharded)
+    raise ConfigError(f"unknown optimizer {cfg.optimizer!r}: choose adamw or dadapt_adam")
 
 
 def build_schedule(optimizer, warmup_steps: int, total: int):

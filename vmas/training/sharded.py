@@ -1,5 +1,7 @@
 """The state of a model, its optimizer and its average as plain tensors, also where FSDP keeps them in shards."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,17 @@ def gather(model: nn.Module, optimizer, ema: EMA) -> tuple[dict, dict, list[Tens
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights, optim = get_state_dict(model, optimizer.optimizer, options=options)
     return weights, optim, [p.full_tensor() for p in ema.state_dict()]  # type: ignore[attr-defined]
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """Whole tensors of a model on the CPU; collective where the parameters are sharded."""
+    if not is_sharded(model):
+        return {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return cast(
+        dict[str, Tensor], get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    )
 
 
 def scatter(model: nn.Module, optimizer, ema: EMA, saved: dict) -> None:

@@ -15,7 +15,9 @@ from torch import nn
 from vmas import paths
 from vmas.config import Profile, TrainConfig, sha256
 from vmas.errors import UsageError
+from vmas.training import sharded
 from vmas.training.loop import Preempted, Stage, fit, recipe
+from vmas.training.sources import Data, open_data
 
 STAGE_1 = {"freeze": (), "cfg_dropout": 0.0, "sample_every": 0}  # what only stage 2 has: its conditions share stage 1
 
@@ -45,10 +47,10 @@ class Session:
             raise
 
 
-def pretrain_encoder(session: Session, train, val) -> tuple[nn.Module, dict]:
+def pretrain_encoder(session: Session, data: Data) -> tuple[nn.Module, dict]:
     """Stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights); left out at 0 steps."""
     from vmas.model import build_encoder
-    from vmas.training.tasks import MotionTask, motion_data
+    from vmas.training.tasks import MotionTask
 
     e = session.profile.encoder
     torch.manual_seed(session.seed)
@@ -56,16 +58,16 @@ def pretrain_encoder(session: Session, train, val) -> tuple[nn.Module, dict]:
     if not e.motion_steps:
         return encoder, {}
     session.say("stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights)")
-    task = MotionTask(encoder, *MotionTask.statistics(train.flow))
+    task = MotionTask(encoder, *MotionTask.statistics(data.flow("train")))
     stage = Stage("motion", e.motion_steps, e.motion_batch, e.motion_lr, e.motion_steps // 10)
     cfg = replace(session.profile.train, optimizer="adamw", **STAGE_1)
-    return task.encoder, session.fit(task, (motion_data(train), motion_data(val)), cfg, stage, e)
+    return task.encoder, session.fit(task, (data.motion("train"), data.motion("val")), cfg, stage, e)
 
 
-def pretrain_decoder(session: Session, train, val, codec_sha256: str) -> tuple[nn.Module, dict]:
+def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[nn.Module, dict]:
     """Stage 1b: the decoder learns music without video (stands for MusicGen's weights); left out at 0 steps."""
     from vmas.model import build_decoder
-    from vmas.training.tasks import MusicTask, music_data
+    from vmas.training.tasks import MusicTask
 
     p, cfg = session.profile, session.profile.train
     torch.manual_seed(session.seed + 1)
@@ -75,8 +77,8 @@ def pretrain_decoder(session: Session, train, val, codec_sha256: str) -> tuple[n
     session.say("stage 1b: the decoder learns music without video (stands for MusicGen's weights)")
     task = MusicTask(decoder, p.encoder.out_dim, p.num_video_tokens)
     stage = Stage("music", cfg.pretrain_steps, cfg.batch_size, cfg.lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4))
-    data = music_data(train), music_data(val)
-    return task.decoder, session.fit(task, data, replace(cfg, **STAGE_1), stage, p.decoder, codec_sha256)
+    both = data.music("train"), data.music("val")
+    return task.decoder, session.fit(task, both, replace(cfg, **STAGE_1), stage, p.decoder, codec_sha256)
 
 
 def shared_rows(n: int, share: float, seed: int) -> np.ndarray | None:
@@ -96,38 +98,74 @@ def train_profile(
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
     share: float = 1.0,
+    data=None,
 ) -> Path:
     """All stages for one seed: motion → music → VMAs; returns the folder of the finished checkpoint.
 
-    `share` is the share of the training clips that stage 2 sees, drawn by the seed (figures 6 and 7).
-
-    The codec must be there (`vmas.pipeline.train` makes what is missing). Every stage resumes from its
-    own folder under the cache, so an interrupted command is simply given again.
+    Public weights that the profile names (Hiera, MusicGen, EnCodec) take the place of the stages that stand for
+    them. `share` is the share of the training clips that stage 2 sees, drawn by the seed (figures 6 and 7). `data`
+    is a folder of shards; without it the procedural corpus is read, whose codec must be there
+    (`vmas.pipeline.train` makes what is missing). Every stage resumes from its own folder under the cache, so
+    an interrupted command is simply given again.
     """
-    from vmas.codec import load_codec
-    from vmas.features import load_split
+    from accelerate import PartialState
+
     from vmas.model import VMAs
-    from vmas.training.tasks import VMAsTask, vmas_data
+    from vmas.training.tasks import VMAsTask
 
     out = Path(out) if out else paths.checkpoints(profile.name) / f"vmas-seed{seed}"
-    codec = load_codec(paths.checkpoints(profile.name) / "codec")
-    session = Session(profile, seed, device, progress, say)
-    train, val = (load_split(profile, s, codec, progress) for s in ("train", "val"))
+    state = PartialState(cpu=device == "cpu")
+    session = Session(profile, seed, device, progress, say if state.is_main_process else _silent)
+    codec = the_codec(profile)
+    with state.main_process_first():  # one process makes what is missing
+        found = open_data(profile, codec, data, progress and state.is_main_process)
     record: dict = {}
-    encoder, record["motion"] = pretrain_encoder(session, train, val)
-    decoder, record["music"] = pretrain_decoder(session, train, val, codec.sha256)
-
-    say("stage 2: VMAs, L = βL_c + L_g")
     torch.manual_seed(seed + 2)
     model = VMAs(profile, codec)
-    model.encoder.load_state_dict(encoder.state_dict())
-    model.decoder.load_state_dict(decoder.state_dict())
+    start(model, session, found, record)
+
+    session.say("stage 2: VMAs, L = βL_c + L_g")
     cfg = profile.train
     stage = Stage("vmas", cfg.steps, cfg.batch_size, cfg.lr, cfg.warmup_steps)
-    data = vmas_data(train, profile, shared_rows(len(train), share, seed)), vmas_data(val, profile)
+    both = found.vmas("train", shared_rows(found.clips("train"), share, seed)), found.vmas("val")
     parts = (profile.encoder, profile.decoder, profile.align, codec.sha256, *([] if share == 1 else [share]))
-    record["vmas"] = session.fit(VMAsTask(model), data, cfg, stage, *parts)
-    record["threads"] = torch.get_num_threads()
-    record["device"] = model.device.type
-    model.to("cpu")
-    return model.save_pretrained(out, seed, record, half=True)
+    record["vmas"] = session.fit(VMAsTask(model), both, cfg, stage, *parts)
+    record["threads"], record["device"] = torch.get_num_threads(), str(state.device)
+    record["processes"] = state.num_processes
+    weights = sharded.full_state(model)
+    if state.is_main_process:
+        model.save_pretrained(out, seed, record, half=True, state=weights)
+    state.wait_for_everyone()
+    return out
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def the_codec(profile: Profile):
+    """The public codec that the profile names, else the one trained for it. Raises WeightsUnavailable."""
+    from vmas import codec
+
+    if profile.codec.weights:
+        return codec.pretrained_codec(profile.codec)
+    return codec.load_codec(paths.checkpoints(profile.name) / "codec")
+
+
+def start(model, session: Session, data: Data, record: dict) -> None:
+    """Put into `model` what stage 2 starts from: public weights where the profile names them, else stage 1's."""
+    from vmas import decoder_weights, encoder_weights, weights
+
+    p = session.profile
+    if p.encoder.weights:
+        session.say(f"encoder: {p.encoder.weights}")
+        encoder_weights.load_pretrained(model.encoder, weights.locate(p.encoder.weights))
+    else:
+        encoder, record["motion"] = pretrain_encoder(session, data)
+        model.encoder.load_state_dict(encoder.state_dict())
+    if p.decoder.weights:
+        session.say(f"decoder: {p.decoder.weights}")
+        decoder_weights.load_musicgen(model.decoder, weights.locate(p.decoder.weights))
+    else:
+        decoder, record["music"] = pretrain_decoder(session, data, model.codec.sha256)
+        model.decoder.load_state_dict(decoder.state_dict())
