@@ -1,0 +1,106 @@
+"""`vmas train --data`: the stages fed from shards, and refusals before any work."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from vmas import cli, codec, config, paths
+from vmas.dataset.features import write_features
+from vmas.errors import CheckpointError, DataError, UsageError, WeightsUnavailable
+from vmas.features import SplitFeatures
+from vmas.model import VMAs
+from vmas.training.sources import ShardData
+from vmas.training.tasks import vmas_data
+
+TINY = {
+    "name": "tiny",
+    "clip": {"seconds": 1.25},
+    "encoder": {"motion_steps": 2, "motion_batch": 4},
+    "train": {"steps": 2, "pretrain_steps": 2, "batch_size": 4, "warmup_steps": 1, "val_every": 1, "sample_every": 2},
+}
+
+
+def split(p, n: int, seed: int) -> SplitFeatures:
+    rng = np.random.default_rng(seed)
+    c = p.clip
+    ids = [f"clip-{seed}-{i}" for i in range(n)]
+    return SplitFeatures(
+        ids,
+        rng.integers(0, 10, n),
+        pd.DataFrame({"id": ids, "genre": ["jazz"] * n}),
+        frames=rng.integers(0, 256, (n, c.num_frames, c.img_size, c.img_size, 3), dtype=np.uint8),
+        waveforms=np.zeros((n, c.num_samples), np.int16),
+        flow=rng.gamma(2.0, 0.5, (n, c.num_frames - 1)).astype(np.float32),
+        dense_flow=np.zeros((n, 3), np.float32),
+        beats=rng.random((n, p.num_tokens)) < 0.1,
+        tokens=rng.integers(0, p.codec.bins, (n, p.codec.n_q, p.num_tokens)).astype(np.int16),
+    )
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A profile file, shards for it, and the codec that they belong to."""
+    monkeypatch.setenv("VMAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VMAS_RESULTS", str(tmp_path / "results"))
+    p = config.load("smoke", TINY)
+    torch.manual_seed(0)
+    codec.save_codec(paths.checkpoints("tiny") / "codec", codec.build_codec(p.codec))
+    splits = {"train": split(p, 8, 1), "val": split(p, 4, 2)}
+    for name, s in splits.items():
+        write_features(s, tmp_path / "data" / name, p, shard_size=3)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(p)))), encoding="utf-8")
+    return p, tmp_path / "data", file, splits
+
+
+def test_shards_give_what_the_arrays_give(world):
+    p, folder, _, splits = world
+    got = ShardData(p, codec.load_codec(paths.checkpoints("tiny") / "codec"), folder)
+    expected = vmas_data(splits["train"], p).__getitems__([5, 0, 2])
+    found = got.vmas("train").__getitems__([5, 0, 2])
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+    np.testing.assert_array_equal(got.flow("val"), splits["val"].flow)
+    assert got.clips("train") == 8
+
+
+def test_training_from_shards(world, tmp_path):
+    _, folder, file, _ = world
+    line = ["train", "--profile", str(file), "--data", str(folder), "-o", str(tmp_path / "model"), "--device", "cpu"]
+    assert cli.main([*line, "-q", "--debug"]) == 0
+    model = VMAs.from_pretrained(tmp_path / "model", codec=codec.load_codec(paths.checkpoints("tiny") / "codec"))
+    training = json.loads((tmp_path / "model" / "manifest.json").read_text(encoding="utf-8"))["training"]
+    assert [training[s]["steps"] for s in ("motion", "music", "vmas")] == [2, 2, 2]
+    assert all(torch.isfinite(x).all() for x in model.parameters())
+    assert 0 <= training["vmas"]["loader_share"] < 1
+
+
+def test_refusals_come_before_any_work(world, tmp_path, monkeypatch):
+    p, folder, _, _ = world
+    own = codec.load_codec(paths.checkpoints("tiny") / "codec")
+    with pytest.raises(DataError, match="no folder train"):
+        ShardData(p, own, tmp_path)
+    with pytest.raises(DataError, match="seconds are"):
+        ShardData(config.load("smoke", {**TINY, "clip": {"seconds": 2.5}}), own, folder)
+    mark = folder / "train" / "dataset.json"
+    about = json.loads(mark.read_text(encoding="utf-8"))
+    mark.write_text(json.dumps({**about, "codec": "another"}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="of another codec"):
+        ShardData(p, own, folder)
+
+
+def test_paper_profile_asks_for_data_then_for_weights(world, tmp_path, monkeypatch):
+    from vmas import pipeline
+
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path / "none"))
+    paper = config.load("paper")
+    with pytest.raises(UsageError, match="--data"):
+        pipeline.train(paper, progress=False)
+    with pytest.raises(WeightsUnavailable):
+        pipeline.train(paper, progress=False, data=world[1], device="cpu")
