@@ -1,0 +1,337 @@
+"""The builder end to end: what stays and what does not, kills and restarts, faults, splits without leakage."""
+
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from dataset_files import PROFILE, checkpoints, folder_of_videos, options, video
+
+import vmas.dataset
+from vmas import cli
+from vmas.beats import BeatOptions, align
+from vmas.dataset import build as builder
+from vmas.dataset import shards
+from vmas.dataset.build import build
+from vmas.dataset.manifest import Video, read_manifest
+from vmas.errors import DataError
+
+HERE = Path(__file__).parent
+OUTSIDE = ("timings.json", ".build")  # what may differ from run to run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    folder_of_videos(folder)
+    checkpoints(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(root):
+    return read_manifest(root / "videos.csv")
+
+
+@pytest.fixture(scope="module")
+def built(root, videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built") / "out"
+    return build(videos, out, options(root, test=1, skip=()), workers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def plain(root, videos, tmp_path_factory):
+    """Without the slow stage."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    return build(videos, out, options(root, test=1), workers=1, progress=False)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    files = (p for p in out.rglob("*") if p.is_file())
+    return {str(p.relative_to(out)): p.read_bytes() for p in files if not {*p.relative_to(out).parts} & {*OUTSIDE}}
+
+
+def test_clips_of_good_videos_and_nothing_else(built):
+    samples = shards.read_index(built.out / "train")[0]
+    assert sorted(set(samples["video"])) == [f"v{i}" for i in range(7) if f"v{i}" in set(samples["video"])]
+    held = shards.read_index(built.out / "test")[0]
+    assert set(samples["video"]) | set(held["video"]) == {f"v{i}" for i in range(7)}
+    assert built.kept == {"train": 12, "val": 0, "test": 2}  # 4 s hold two clips of 1.5 s
+    assert sorted(samples["start_s"].unique()) == [0, 1.5]
+    assert samples["shard"].value_counts().tolist() == [3, 3, 3, 3]
+
+
+def test_ledger_names_stage_reason_and_score(built):
+    ledger = pd.read_parquet(built.out / "rejected.parquet").set_index("id")
+    stages = ledger["stage"].to_dict()
+    assert {k: stages.pop(k) for k in ("still", "mute", "short", "copy", "missing")} == {
+        "still": "similarity",
+        "mute": "probe",
+        "short": "probe",
+        "copy": "duplicates",
+        "missing": "probe",
+    }
+    assert set(stages.values()) == {"segments"}  # the silent one, clip by clip
+    assert set(ledger["kind"]) == {"rejected"}
+    assert ledger.loc["still", "score"] > 0.99
+    assert ledger.loc["short", "score"] == pytest.approx(1.0, abs=0.1)
+    assert "v1" in ledger.loc["copy", "reason"]
+    assert len(ledger) == 7
+
+
+def test_samples_hold_what_training_needs(built):
+    data = vmas.dataset.open(built.out / "train")
+    batch = data.first(4)
+    p = PROFILE
+    assert batch["frames"].shape == (4, p.clip.num_frames, 32, 32, 3)
+    assert batch["codes"].shape == (4, p.codec.n_q, p.num_tokens)
+    (sample, *_) = shards.read_shard(built.out / "train" / "shard-000000.tar")
+    assert set(sample) == {
+        "__key__",
+        "__url__",
+        *("mp4", "flac", "json", "tokens.npy", "flow.npy", "beats.npy", "weights.npy"),
+    }
+    flow, beats, weights = (np.load(__import__("io").BytesIO(sample[f"{k}.npy"])) for k in ("flow", "beats", "weights"))
+    np.testing.assert_array_equal(
+        weights, align(flow, beats, p.clip.fps, p.codec.frame_rate, BeatOptions.from_config(p.align)).P_av
+    )
+    np.testing.assert_array_equal(batch["weights"][0].numpy(), weights)
+    meta = json.loads(sample["json"])
+    assert meta["licence"] == "CC0"
+    assert 0 <= meta["removed"] < 1
+    assert meta["genre"] in set(shards.read_index(built.out / "train")[0]["genre"])
+
+
+def test_music_is_stored_as_the_tokens_were_taken_from_it(built, root):
+    import soundfile
+    import torch
+
+    from vmas.codec import load_codec
+
+    (sample, *_) = shards.read_shard(built.out / "train" / "shard-000000.tar")
+    pcm, rate = soundfile.read(io.BytesIO(sample["flac"]), dtype="int16")
+    assert (len(pcm), rate) == (PROFILE.clip.num_samples, PROFILE.clip.sample_rate)
+    wav = torch.from_numpy(pcm.astype(np.float32) / 32767)[None, None]
+    codes = load_codec(root / "codec").encode(wav)[0].numpy()
+    np.testing.assert_array_equal(codes, np.load(io.BytesIO(sample["tokens.npy"])))
+
+
+def test_card_counts_and_names_licences(built):
+    text = (built.out / "dataset_card.md").read_text()
+    assert "14 clips of 1.5 s" in text
+    assert "| test | CC0 | 13 | 7 | 14 |" in text
+    assert "| similarity | rejected | frame similarity not below 0.7 | 1 |" in text
+    assert str(built.out) not in text
+
+
+def test_no_machine_path_is_written(built, root):
+    for name, data in content(built.out).items():
+        assert str(root).encode() not in data, name
+
+
+def test_workers_change_no_byte(root, videos, tmp_path):
+    o = options(root, test=1, skip=("vocals", "genre", "tokens"))  # without torch the processes start sooner
+    one = build(videos, tmp_path / "one", o, workers=1, progress=False)
+    two = build(videos, tmp_path / "two", o, workers=2, progress=False)
+    assert content(two.out) == content(one.out)
+    assert len(content(one.out)) == 17
+
+
+def test_restart_mends_what_a_kill_left(plain, root, videos, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(plain.out, out)
+    (out / "dataset.json").unlink()
+    (out / ".build" / "train-000001.json").unlink()
+    (out / "train" / "shard-000002.json").unlink()
+    (out / "train" / ".shard-000003.tar.99").write_bytes(b"half")
+    os.truncate(out / "train" / "shard-000000.tar", 2000)
+    (out / ".build" / "screen-000000.json").write_text('{"known": {')
+    before = (out / "test" / "shard-000000.tar").stat().st_mtime_ns
+    build(videos, out, options(root, test=1), workers=1, progress=False)
+    assert content(out) == content(plain.out)
+    assert (out / "test" / "shard-000000.tar").stat().st_mtime_ns == before  # what was done stayed
+
+
+RUN = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from dataset_files import options
+from vmas.dataset.build import build
+from vmas.dataset.manifest import read_manifest
+from pathlib import Path
+if __name__ == "__main__":
+    root, out = map(Path, sys.argv[1:3])
+    build(read_manifest(root / "videos.csv"), out, options(root, test=1), workers=1, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_driver_and_restart(plain, root, videos, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", RUN, str(root), str(out), str(HERE)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not list(out.glob("train/*.tar")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "dataset.json").exists()
+    build(videos, out, options(root, test=1), workers=1, progress=False)
+    assert content(out) == content(plain.out)
+
+
+def test_second_run_on_a_folder_refuses(root, videos, tmp_path):
+    work = tmp_path / "out" / ".build"
+    work.mkdir(parents=True)
+    with open(work / "lock", "a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another run is building here"):
+            build(videos, tmp_path / "out", options(root), progress=False)
+
+
+def test_other_options_or_foreign_shards_refuse(plain, root, videos, tmp_path):
+    with pytest.raises(DataError, match="another manifest, other options"):
+        build(videos, plain.out, options(root, test=2), workers=1, progress=False)
+    with pytest.raises(DataError, match="another manifest"):
+        build(videos[:-1], plain.out, options(root, test=1), workers=1, progress=False)
+    shards.write_shard(tmp_path / "shard-000000.tar", [{"__key__": "a", "txt": b"x"}])
+    with pytest.raises(DataError, match="did not make"):
+        build(videos, tmp_path, options(root), workers=1, progress=False)
+
+
+def broken(folder, videos, n):
+    """`videos` with `n` files that are no media added."""
+    out = list(videos)
+    for i in range(n):
+        path = folder / f"bad{i}.mp4"
+        path.write_bytes(b"no video" * 100)
+        out.append(Video(f"bad{i}", str(path), f"bad{i}"))
+    return out
+
+
+def test_a_failing_video_is_recorded_and_the_rest_goes_on(root, videos, tmp_path):
+    out = build(broken(tmp_path, videos, 1), tmp_path / "out", options(root), workers=1, progress=False).out
+    ledger = pd.read_parquet(out / "rejected.parquet").set_index("id")
+    assert ledger.loc["bad0", "kind"] == "failed"
+    assert ledger.loc["bad0", "stage"] == "probe"
+    assert ledger.loc["bad0", "reason"].startswith("MediaError: bad0.mp4: ")
+    assert len(vmas.dataset.open(out / "train")) == 14
+
+
+def test_too_many_failures_stop_the_run_with_a_summary(root, videos, tmp_path):
+    many = broken(tmp_path, videos, 3)
+    with pytest.raises(DataError, match=r"3 of 16 videos failed, more than 5%: 1 x probe: MediaError"):
+        build(many, tmp_path / "out", options(root), workers=1, progress=False)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_full_disk_stops_and_says_so(root, videos, tmp_path, monkeypatch):
+    real = shards.index_shard
+
+    def full(path, name=None):
+        if name == "shard-000001.tar":
+            raise OSError(28, "No space left on device", str(path))
+        return real(path, name)
+
+    monkeypatch.setattr(shards, "index_shard", full)
+    with pytest.raises(DataError, match=r"shard-000001\.tar: cannot be written: No space left"):
+        build(videos, tmp_path / "out", options(root), workers=1, progress=False)
+    assert sorted(p.name for p in (tmp_path / "out" / "train").iterdir()) == ["shard-000000.json", "shard-000000.tar"]
+    monkeypatch.undo()
+    assert build(videos, tmp_path / "out", options(root), workers=1, progress=False).kept["train"] == 14
+
+
+def test_stages_can_be_left_out(root, videos, tmp_path):
+    skip = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
+    done = build(videos, tmp_path / "out", options(root, skip=skip, clips_per_video=1), workers=1, progress=False)
+    samples = shards.read_index(done.out / "train")[0]
+    assert {c.split(":")[0] for c in samples if ":" in c} == {"mp4", "flac", "json"}
+    assert {"still", "copy"} <= set(samples["video"])
+    assert samples["video"].is_unique
+
+
+def test_nothing_left_is_an_error(root, videos, tmp_path):
+    with pytest.raises(DataError, match="no clip is left"):
+        build(
+            [v for v in videos if v.id in ("still", "missing")],
+            tmp_path / "out",
+            options(root),
+            workers=1,
+            progress=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def relatives(tmp_path_factory):
+    """Videos that share a track, a picture, a sound or a source with others."""
+    folder = tmp_path_factory.mktemp("relatives")
+    rows = []
+    for i in range(6):
+        video(folder / f"a{i}.mp4", 100 + i)
+        rows.append(Video(f"a{i}", str(folder / f"a{i}.mp4"), f"a{i}", artist="X", track=f"T {i}"))
+    video(folder / "track.mp4", 200)
+    rows.append(Video("track", str(folder / "track.mp4"), "track", artist="x", track="t-0"))
+    video(folder / "sound.mp4", 201, sound=101)
+    rows.append(Video("sound", str(folder / "sound.mp4"), "sound"))
+    video(folder / "picture.mp4", 102, sound=202)
+    rows.append(Video("picture", str(folder / "picture.mp4"), "picture"))
+    video(folder / "source.mp4", 203)
+    rows.append(Video("source", str(folder / "source.mp4"), "a3"))
+    return rows
+
+
+RELATED = ({"a0", "track"}, {"a1", "sound"}, {"a2", "picture"}, {"a3", "source"})
+
+
+def test_no_split_holds_a_relative_of_another(root, relatives, tmp_path):
+    o = options(root, val=2, test=2, skip=("vocals", "genre", "tokens", "beats"))
+    done = build(relatives, tmp_path / "out", o, workers=1, progress=False)
+    split = {
+        v: s
+        for s in ("train", "val", "test")
+        if (done.out / s).is_dir()
+        for v in shards.read_index(done.out / s)[0]["video"]
+    }
+    assert sum(s == "val" for s in split.values()) == sum(s == "test" for s in split.values()) == 2
+    for pair in RELATED:
+        here = {split[v] for v in pair if v in split}
+        assert len(here) == 1, pair
+        assert len(pair & split.keys()) == (2 if here == {"train"} else 1), pair
+    gone = {r.id for r in done.ledger if r.stage == "splits"}
+    assert gone == {r.id for r in relatives} - split.keys()
+
+
+def test_command_line(root, tmp_path, capsys):
+    manifest, out = str(root / "videos.csv"), str(tmp_path / "out")
+    profile = tmp_path / "tiny.yaml"
+    import yaml
+
+    profile.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(PROFILE)))))
+    line = ["dataset", "build", "--manifest", manifest, "--out", out, "--profile", str(profile), "-q"]
+    line += ["--checkpoints", str(root), "--skip", "vocals", "--workers", "1", "--shard-size", "20"]
+    assert cli.main([*line, "--dry-run"]) == 0
+    assert "videos        13 (12 on this machine)" in capsys.readouterr().out
+    assert not Path(out).exists()
+    assert cli.main(line) == 0
+    assert "14 train clips of 13 videos" in capsys.readouterr().out
+    assert cli.main(["dataset", "check", out]) == 0
+    assert "1 shards are whole" in capsys.readouterr().out
+    with open(Path(out) / "train" / "shard-000000.tar", "r+b") as f:
+        f.seek(3000)
+        f.write(b"??")
+    assert cli.main(["dataset", "check", out]) == 1
+    assert "differs from its sha256" in capsys.readouterr().out
+    assert cli.main([*line, "--frames", "clap"]) == 2
+    assert "cheap" in capsys.readouterr().err
+    assert cli.main([*line, "--skip", "probe"]) == 2
+    assert builder.WORK == ".build"

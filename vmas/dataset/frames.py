@@ -1,0 +1,230 @@
+"""Frame similarity of a video (section 3): which frames are looked at, and with which features.
+
+The paper keeps a video whose mean pairwise frame similarity is below 0.7 and names neither features nor rate. Here
+one frame a second is taken, at most 64 over the video. From a long video only keyframes are decoded, one seek each;
+a short one, or one with too few keyframes, is decoded as it plays. Features are CLIP image embeddings at paper
+scale, and offline a cheap embedding of colours, edges and DCT coefficients, whose parts are centred so that
+unlike pictures lie near 0 and not near 1. The closed form of the mean is in `vmas.metrics.similarity`.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from vmas.errors import DataError, MediaError, UsageError, WeightsUnavailable, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+FPS = 1.0
+MOST = 64  # frames of one video
+LONG_S = 60.0  # from here on only keyframes are decoded
+FEWEST = 8  # keyframes at different times, below which a long video is decoded at the asked times
+SIZE = 64  # side of the pictures that the cheap embedding sees
+CLIP_SIZE = 224
+
+
+class FrameEmbedder(Protocol):
+    """Frames uint8 [T,size,size,3] RGB → features float32 [T,D]; equal `key`, equal numbers."""
+
+    key: str
+    size: int
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray: ...
+
+
+class CheapEmbedder:
+    """Colour, edges and DCT coefficients of a picture, float32 [T,4227].
+
+    Three parts of unit length, weighted so that a cosine is their mean with the weights of `SHARES`: a square-rooted
+    HSV histogram (8·4·4 bins) less its mean; gradient magnitude and double-angle orientation on a 32·32 grid, each
+    plane less its mean; the lowest 32·32 DCT coefficients of the grey picture times their frequency, without the
+    constant. A part that is empty (a picture of one colour has no edges) stands at one fixed place of its own.
+    """
+
+    key = "cheap-1"
+    size = SIZE
+    SHARES = (0.10, 0.45, 0.45)
+    GRID = 32
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        return np.stack([self._one(f) for f in frames])
+
+    def _one(self, frame: np.ndarray) -> np.ndarray:
+        import cv2
+
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        parts = (self._colour(frame), self._edges(grey), self._dct(grey))
+        return np.concatenate([np.sqrt(s) * _unit(p) for s, p in zip(self.SHARES, parts, strict=True)])
+
+    def _colour(self, frame: np.ndarray) -> np.ndarray:
+        import cv2
+
+        hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV)
+        h = cv2.calcHist([hsv], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).ravel()
+        h = np.sqrt(h / h.sum())
+        return h - h.mean()
+
+    def _edges(self, grey: np.ndarray) -> np.ndarray:
+        import cv2
+
+        x, y = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
+        m = np.hypot(x, y)
+        planes = (m, (x * x - y * y) / (m + 1e-6), 2 * x * y / (m + 1e-6))
+        shape = (self.GRID, self.GRID)
+        v = np.stack([cv2.resize(p, shape, interpolation=cv2.INTER_AREA) for p in planes])
+        return (v - v.mean((1, 2), keepdims=True)).ravel()
+
+    def _dct(self, grey: np.ndarray) -> np.ndarray:
+        import cv2
+
+        n = self.GRID
+        return (cv2.dct(grey)[:n, :n] * np.hypot(*np.mgrid[:n, :n])).ravel()
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """float32 [D+1] of length 1; the last number is 1 where x is empty."""
+    norm = float(np.linalg.norm(x))
+    if norm < 1e-3:
+        return np.append(np.zeros_like(x, np.float32), np.float32(1))
+    return np.append(x / norm, 0).astype(np.float32)
+
+
+class ClipEmbedder:
+    """CLIP image embeddings, float32 [T,D] (Radford et al. 2021), by transformers' CLIPVisionModelWithProjection.
+
+    The weights come from the folder `clip` in `VMAS_WEIGHTS` (a local copy of openai/clip-vit-base-patch32, MIT); a
+    model may be injected together with a `key`. Raises WeightsUnavailable without a copy.
+    """
+
+    size = CLIP_SIZE
+    MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+    def __init__(
+        self, model: "torch.nn.Module | None" = None, key: str = "", device: str = "cpu", batch_size: int = 32
+    ):
+        if model is not None and not key:
+            raise UsageError("an injected CLIP model needs a key, since its embeddings are kept under it")
+        self.model = (self._load() if model is None else model).eval().to(device)
+        self.key, self.device, self.batch_size = key or "clip-vit-base-patch32-1", device, batch_size
+
+    @staticmethod
+    def _load() -> "torch.nn.Module":
+        from vmas import weights
+
+        folder = weights.folder() / "clip"
+        if not (folder / "config.json").is_file():
+            raise WeightsUnavailable(
+                f"CLIP is not in {folder}: put a copy of openai/clip-vit-base-patch32 (MIT) there, or name the folder"
+                " above it in VMAS_WEIGHTS; offline use --frames cheap"
+            )
+        from transformers import CLIPVisionModelWithProjection
+
+        return CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        import torch
+
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.MEAN, self.STD))
+        out = []
+        with torch.inference_mode():
+            for i in range(0, len(frames), self.batch_size):
+                x = torch.from_numpy(frames[i : i + self.batch_size]).permute(0, 3, 1, 2).float() / 255
+                got = self.model(pixel_values=((x - mean) / std).to(self.device)).image_embeds
+                out.append(got.float().cpu().numpy())
+        return np.concatenate(out)
+
+
+EMBEDDERS = {"cheap": CheapEmbedder, "clip": ClipEmbedder}
+
+
+def build_embedder(name: str) -> FrameEmbedder:
+    """The embedder `cheap` or `clip`. Raises UsageError for another name, WeightsUnavailable."""
+    if name not in EMBEDDERS:
+        raise UsageError(f"unknown frame embedder {name!r}: {nearest(name, EMBEDDERS)}")
+    return EMBEDDERS[name]()
+
+
+def sample_times(seconds: float, fps: float = FPS, most: int = MOST) -> np.ndarray:
+    """Times in s from the start, at `fps`, at least two, spread evenly over the video where that would be over `most`.
+
+    Raises DataError for a video without length.
+    """
+    if not seconds > 0:
+        raise DataError("the video has no length")
+    n = int(seconds * fps)
+    if n > most:
+        return (np.arange(most) + 0.5) * seconds / most
+    return np.arange(n) / fps if n >= 2 else np.array([0.0, seconds / 2])
+
+
+def sample_frames(
+    path, size: int, start_s: float = 0.0, duration_s: float | None = None, method: str = "auto"
+) -> np.ndarray:
+    """Frames uint8 [T,size,size,3] at `sample_times` of a video or its part; the picture's shape is not kept.
+
+    `method` "keyframes" takes the keyframe at or before each time, each once; "exact" the picture shown; "auto"
+    chooses by the length, see above. Raises MediaError.
+    """
+    from vmas import media
+
+    if method not in ("auto", "keyframes", "exact"):
+        raise UsageError(f"method must be auto, keyframes or exact, got {method!r}")
+    seconds = media.probe(path).duration_s - start_s
+    seconds = min(seconds, duration_s) if duration_s else seconds
+    if seconds <= 0:
+        raise MediaError(path, f"has no second {start_s:g}")
+    times = start_s + sample_times(seconds)
+    if method == "exact" or (method == "auto" and seconds < LONG_S):
+        return _shown(path, size, times)
+    frames = _keyframes(path, size, times)
+    return frames if len(frames) >= FEWEST or method == "keyframes" else _shown(path, size, times)
+
+
+def _keyframes(path, size: int, times: np.ndarray) -> np.ndarray:
+    from vmas.media.read import opened, start_seconds, video_stream
+
+    out, last = [], None
+    with opened(path) as container:
+        stream = video_stream(container, path)
+        stream.codec_context.skip_frame = "NONKEY"
+        stream.codec_context.thread_count = 1  # threads would first be filled with frames that nobody wants
+        origin = start_seconds(stream)
+        for t in times:
+            container.seek(int((t + origin) / stream.time_base), stream=stream, backward=True)
+            frame = next(container.decode(stream), None)
+            if frame is not None and frame.pts != last:
+                last = frame.pts
+                out.append(_small(frame, size))
+    if not out:
+        raise MediaError(path, "holds no picture that can be decoded", "it is truncated or damaged")
+    return np.stack(out)
+
+
+def _shown(path, size: int, times: np.ndarray) -> np.ndarray:
+    """The picture on screen at each time, decoding from the first time to the last."""
+    from vmas.media.read import opened, start_seconds, video_stream
+
+    out: list[np.ndarray] = []
+    with opened(path) as container:
+        stream = video_stream(container, path)
+        origin, base = start_seconds(stream), float(stream.time_base)
+        if times[0] > 0:
+            container.seek(int((times[0] + origin) / stream.time_base), stream=stream, backward=True)
+        shown = None
+        for frame in container.decode(stream):
+            t = (frame.pts or 0) * base - origin
+            while shown is not None and len(out) < len(times) and times[len(out)] < t - 1e-3:
+                out.append(_small(shown, size))
+            if len(out) == len(times):
+                break
+            shown = frame
+        if shown is None:
+            raise MediaError(path, "holds no picture that can be decoded", "it is truncated or damaged")
+        while len(out) < len(times):
+            out.append(_small(shown, size))
+    return np.stack(out)
+
+
+def _small(frame, size: int) -> np.ndarray:
+    return frame.to_ndarray(format="rgb24", width=size, height=size, interpolation="AREA", threads=1)

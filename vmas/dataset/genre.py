@@ -1,0 +1,116 @@
+"""Music genre of a clip (appendix D): CLAP zero-shot at paper scale, the mini tagger offline, behind one interface.
+
+With CLAP the genre is the one whose prompt lies nearest to the sound: "This audio is a <genre> song", the ten GTZAN
+genres, 48 kHz, both embeddings of unit length.
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from vmas.errors import UsageError, WeightsUnavailable, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+GTZAN = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
+PROMPT = "This audio is a {} song"
+CLAP_RATE = 48000
+SMALLEST_VOCABULARY = 50000
+
+
+class GenreTagger(Protocol):
+    """`wav` float32 [N] → a score per label, float32 [labels], the highest being the genre; equal `key`, equal
+    numbers."""
+
+    key: str
+    labels: tuple[str, ...]
+
+    def __call__(self, wav: np.ndarray, sample_rate: int) -> np.ndarray: ...
+
+
+class MiniGenre:
+    """Probabilities of the mini tagger (`vmas.embedders.tagger`), which is trained on the procedural corpus."""
+
+    def __init__(self, folder):
+        from vmas import checkpoint
+        from vmas.embedders.tagger import KIND, load_tagger
+
+        self.tagger = load_tagger(folder)
+        self.labels = self.tagger.labels
+        self.key = f"tagger-{checkpoint.read_manifest(folder, KIND)['sha256'][:16]}"
+
+    def __call__(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
+        import soxr
+
+        rate = self.tagger.cfg.sample_rate
+        x = wav if sample_rate == rate else soxr.resample(wav, sample_rate, rate)
+        return self.tagger.logits(x.astype(np.float32))[0].softmax(-1).numpy()
+
+
+class ClapGenre:
+    """Cosine of CLAP's audio embedding with each genre's prompt (transformers' ClapModel).
+
+    Model and processor come from the folder `clap` in `VMAS_WEIGHTS` (a local copy of laion/clap-htsat-unfused,
+    Apache-2.0), or are injected together with a `key`. Raises WeightsUnavailable without a copy, and when the copy
+    lacks its tokenizer, which transformers would silently replace by an empty one.
+    """
+
+    labels: tuple[str, ...] = GTZAN
+    processor: Any
+
+    def __init__(self, model: "torch.nn.Module | None" = None, processor=None, key: str = "", device: str = "cpu"):
+        import torch
+
+        if model is not None and not key:
+            raise UsageError("an injected CLAP model needs a key, since its scores are kept under it")
+        loaded: tuple[Any, Any] = self._load() if model is None else (model, processor)
+        self.model, self.processor = loaded[0].eval().to(device), loaded[1]
+        self.key, self.device = key or "clap-htsat-unfused-1", device
+        if len(self.processor.tokenizer) < SMALLEST_VOCABULARY and not key:
+            raise WeightsUnavailable("CLAP's folder lacks its tokenizer (vocab.json, merges.txt): copy it whole")
+        text = self.processor(text=[PROMPT.format(g) for g in GTZAN], return_tensors="pt", padding=True).to(device)
+        with torch.inference_mode():
+            self.prompts = _unit(self.model.get_text_features(**text))
+
+    @staticmethod
+    def _load() -> tuple[Any, Any]:
+        from vmas import weights
+
+        folder = weights.folder() / "clap"
+        if not (folder / "config.json").is_file():
+            raise WeightsUnavailable(
+                f"CLAP is not in {folder}: put a copy of laion/clap-htsat-unfused (Apache-2.0) there, or name the"
+                " folder above it in VMAS_WEIGHTS; offline use --genre tagger"
+            )
+        from transformers import ClapModel, ClapProcessor
+
+        model = ClapModel.from_pretrained(folder, local_files_only=True)
+        return model, ClapProcessor.from_pretrained(folder, local_files_only=True)
+
+    def __call__(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
+        import soxr
+        import torch
+
+        x = soxr.resample(wav, sample_rate, CLAP_RATE).astype(np.float32)
+        inputs = self.processor(audio=x, sampling_rate=CLAP_RATE, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            sound = _unit(self.model.get_audio_features(**inputs))
+        return (sound @ self.prompts.T)[0].float().cpu().numpy()
+
+
+def _unit(features) -> "torch.Tensor":
+    import torch
+
+    # transformers 5 returns an output object where version 4 returned the tensor
+    x = features if isinstance(features, torch.Tensor) else features.pooler_output
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def build_tagger(name: str, folder=None) -> GenreTagger:
+    """`tagger` (the mini tagger in `folder`) or `clap`. Raises UsageError for another name, WeightsUnavailable."""
+    if name == "clap":
+        return ClapGenre()
+    if name != "tagger":
+        raise UsageError(f"unknown genre tagger {name!r}: {nearest(name, ('tagger', 'clap'))}")
+    return MiniGenre(folder)

@@ -1,0 +1,101 @@
+"""Run tasks in this process or in several, a few more in flight than there are workers, so that memory stays flat."""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from vmas.dataset.stages import Options, Tools
+from vmas.errors import DataError
+
+IN_FLIGHT = 2  # tasks per worker: one at work, one waiting
+TRIES = 3  # how often a pool may die before the run gives up
+_tools: Tools | None = None
+_limits: Any = None
+
+Work = Callable[[Any, Tools], Any]
+
+
+def run(work: Work, tasks: Sequence[Any], tools: Tools, workers: int) -> Generator[tuple[int, Any], None, None]:
+    """(index, work(task, tools)) as they are done. `work` is a function of a module; its results must not depend on
+    the process. A worker that dies (memory, kill) costs its task another try. Raises DataError when that repeats."""
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        with _one_thread(tools.options):
+            for i, task in enumerate(tasks):
+                yield i, work(task, tools)
+        return
+    left = dict(enumerate(tasks))
+    for _ in range(TRIES):
+        try:
+            for i, result in _pooled(work, dict(left), tools, workers):
+                del left[i]
+                yield i, result
+            return
+        except BrokenProcessPool:
+            continue
+    raise DataError("a worker process died three times (memory?); run again with fewer workers")
+
+
+def _pooled(work: Work, tasks: dict[int, Any], tools: Tools, workers: int) -> Generator[tuple[int, Any], None, None]:
+    # Spawned, not forked: a fork of a process with running threads (torch, cv2) can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tools.options, tools.device))
+    waiting = iter(tasks.items())
+    running: dict[Future, int] = {}
+
+    def submit() -> None:
+        for i, task in waiting:
+            running[pool.submit(_call, work, task)] = i
+            if len(running) >= IN_FLIGHT * workers:
+                return
+
+    try:
+        submit()
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
+            submit()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # on Ctrl-C what was begun is finished
+
+
+@contextlib.contextmanager
+def _one_thread(options: Options) -> Iterator[None]:
+    """Every library on one thread: tasks are shared out over processes, and sums in another order differ."""
+    import cv2
+    from threadpoolctl import threadpool_limits
+
+    cv2_threads, torch_threads = cv2.getNumThreads(), 0
+    cv2.setNumThreads(1)
+    if options.runs("tokens") or options.runs("genre"):
+        import torch
+
+        torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        cv2.setNumThreads(cv2_threads)
+        if torch_threads:
+            import torch
+
+            torch.set_num_threads(torch_threads)
+
+
+def _begin(options: Options, device: str) -> None:
+    global _tools, _limits
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _limits = _one_thread(options)
+    _limits.__enter__()  # for as long as this process lives
+    _tools = Tools(options, device)
+
+
+def _call(work: Work, task: Any) -> Any:
+    assert _tools is not None
+    return work(task, _tools)

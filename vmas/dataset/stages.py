@@ -1,0 +1,339 @@
+"""The stages of the builder as functions of one video or one clip; each has a version that its results are keyed by.
+
+    screen: probe → similarity → duplicates (fingerprints)        one video
+    make:   segments → vocals → genre → tokens → beats → shards   one clip of `clip.seconds`
+
+A stage either returns, or raises `Rejected` (the video does not belong in the dataset), or fails with any other
+exception (the builder records it, goes on, and stops when too many do).
+"""
+
+import dataclasses
+import io
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vmas import paths
+from vmas.config import Profile, sha256
+from vmas.dataset.dedupe import SOUND_RATE, SOUND_S, picture_hashes, sound_hash
+from vmas.dataset.frames import FrameEmbedder, build_embedder, sample_frames
+from vmas.dataset.genre import GenreTagger, build_tagger
+from vmas.dataset.manifest import Video
+from vmas.dataset.shards import JSON, KEY
+from vmas.dataset.vocals import Separator, build_separator
+from vmas.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from vmas.codec import Codec
+
+# Raised whenever a stage's results change.
+VERSIONS = {
+    "probe": 1,
+    "similarity": 1,
+    "duplicates": 1,
+    "segments": 1,
+    "vocals": 1,
+    "genre": 1,
+    "tokens": 1,
+    "beats": 1,
+    "shards": 1,
+}
+SCREEN = ("probe", "similarity", "duplicates")
+OPTIONAL = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
+SILENCE = 1e-3  # peak below which a clip holds no music
+SLACK_S = 0.05  # a clip may lack so much at its end: containers round durations
+
+
+class Rejected(Exception):
+    """A video or clip that does not belong in the dataset, and by which stage's score."""
+
+    def __init__(self, stage: str, reason: str, score: float = math.nan):
+        super().__init__(f"{stage}: {reason}")
+        self.stage, self.reason, self.score = stage, reason, score
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build depends on, beside the manifest.
+
+    skip              stages of OPTIONAL that are left out
+    threshold         largest frame similarity, exclusive (paper: 0.7)
+    frames            "cheap" or "clip", `vmas.dataset.frames`
+    vocals            "classic" or "demucs", `vmas.dataset.vocals`
+    genre             "tagger" or "clap", `vmas.dataset.genre`
+    val, test         videos held out (paper: 1120 and 1086)
+    clips_per_video   at most so many, spread over the video; 0 = all
+    shard_size        clips that a shard is planned for
+    checkpoints       folder of `codec/` and `tagger/`; None = the profile's own
+    """
+
+    profile: Profile
+    skip: tuple[str, ...] = ()
+    threshold: float = 0.7
+    frames: str = "cheap"
+    vocals: str = "classic"
+    genre: str = "tagger"
+    val: int = 0
+    test: int = 0
+    clips_per_video: int = 0
+    shard_size: int = 256
+    checkpoints: str | None = None
+
+    def __post_init__(self) -> None:
+        for s in self.skip:
+            if s not in OPTIONAL:
+                raise UsageError(f"stage {s!r} cannot be left out: {nearest(s, OPTIONAL)}")
+        if self.shard_size < 1 or min(self.val, self.test, self.clips_per_video) < 0:
+            raise UsageError("shard size must be 1 or more; held-out videos and clips per video 0 or more")
+
+    def runs(self, stage: str) -> bool:
+        return stage not in self.skip
+
+
+@dataclass
+class Tools:
+    """The models of a build, each loaded when it is first used; the stage at work and the seconds each took."""
+
+    options: Options
+    device: str = "cpu"
+    stage: str = "probe"
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def embedder(self) -> FrameEmbedder:
+        return build_embedder(self.options.frames)
+
+    @cached_property
+    def separator(self) -> Separator:
+        return build_separator(self.options.vocals)
+
+    @cached_property
+    def tagger(self) -> GenreTagger:
+        return build_tagger(self.options.genre, self._checkpoints / "tagger")
+
+    @cached_property
+    def codec(self) -> "Codec":
+        from vmas.codec import load_codec, pretrained_codec
+
+        cfg = self.options.profile.codec
+        codec = pretrained_codec(cfg) if cfg.weights else load_codec(self._checkpoints / "codec")
+        return codec.to(self.device)
+
+    @property
+    def _checkpoints(self) -> Path:
+        o = self.options
+        return Path(o.checkpoints) if o.checkpoints else paths.checkpoints(o.profile.name)
+
+    def keys(self) -> dict[str, str]:
+        """Stage → what identifies its model. Raises WeightsUnavailable or CheckpointError when one is not there."""
+        of: dict[str, Callable[[], str]] = {
+            "similarity": lambda: self.embedder.key,
+            "vocals": lambda: self.separator.key,
+            "genre": lambda: self.tagger.key,
+            "tokens": lambda: self.codec.sha256,
+        }
+        return {stage: key() for stage, key in of.items() if self.options.runs(stage)}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        self.stage, start = stage, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def take_seconds(self) -> dict[str, float]:
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+def screen_key(options: Options, keys: dict[str, str]) -> str:
+    """Hash of what the screening of a video depends on."""
+    o = options
+    versions = {s: VERSIONS[s] for s in SCREEN if o.runs(s)}
+    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"))
+
+
+def make_key(options: Options, keys: dict[str, str]) -> str:
+    """Hash of what a clip depends on: every stage's version and model, the clip's shape and the options of P_av."""
+    o = options
+    versions = {s: v for s, v in VERSIONS.items() if o.runs(s)}
+    plain = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name not in ("profile", "checkpoints")}
+    p = o.profile
+    return sha256(versions, plain, keys, p.clip, p.codec.hop, p.align)
+
+
+def screen(video: Video, tools: Tools) -> dict[str, Any]:
+    """What is known of a video that passes: usable seconds, size, similarity, fingerprints. Raises Rejected."""
+    from vmas import media
+
+    o = tools.options
+    if not video.path or not Path(video.path).is_file():
+        raise Rejected("probe", "no file on this machine")
+    with tools.timed("probe"):
+        info = media.probe(video.path)
+        if not info.has_video:
+            raise Rejected("probe", "no moving pictures")
+        if not info.has_audio:
+            raise Rejected("probe", "no sound")
+        seconds = info.duration_s - video.start
+        seconds = min(seconds, video.duration) if video.duration else seconds
+        if seconds + SLACK_S < o.profile.clip.seconds:
+            raise Rejected("probe", f"shorter than a clip of {o.profile.clip.seconds:g} s", seconds)
+    out: dict[str, Any] = {"seconds": round(seconds, 6), "width": info.width, "height": info.height}
+    if o.runs("similarity"):
+        out["similarity"] = _similarity(video, seconds, tools)
+    if o.runs("duplicates"):
+        with tools.timed("duplicates"):
+            frames = sample_frames(video.path, 64, video.start, seconds)
+            part = min(SOUND_S, seconds)
+            wav = media.read_audio(video.path, SOUND_RATE, start_s=video.start, duration_s=part)[0]
+            out |= {"pictures": picture_hashes(frames), "sound": sound_hash(wav, SOUND_RATE)}
+    return out
+
+
+def _similarity(video: Video, seconds: float, tools: Tools) -> float:
+    from vmas.metrics.similarity import frame_similarity
+
+    with tools.timed("similarity"):
+        frames = sample_frames(video.path, tools.embedder.size, video.start, seconds)
+        # One picture for a whole video: nothing to compare it with, and as still as a video can be.
+        score = frame_similarity(tools.embedder(frames)) if len(frames) > 1 else 1.0
+    score = round(score, 6)
+    if not score < tools.options.threshold:
+        raise Rejected("similarity", f"frame similarity not below {tools.options.threshold:g}", score)
+    return score
+
+
+def segment_starts(video: Video, seconds: float, options: Options) -> list[float]:
+    """Starts in s of a video's clips: one after the other from its start, the rest that fills none left out."""
+    length = options.profile.clip.seconds
+    n = int((seconds + SLACK_S) / length)
+    chosen = range(n)
+    if 0 < options.clips_per_video < n:
+        chosen = [round((k + 0.5) * n / options.clips_per_video - 0.5) for k in range(options.clips_per_video)]
+    return [round(video.start + k * length, 6) for k in chosen]
+
+
+def clip_name(video: Video, start_s: float) -> str:
+    """`<id>-<start in ms>`."""
+    return f"{video.id}-{round(start_s * 1000):08d}"
+
+
+def make_clip(video: Video, start_s: float, known: dict[str, Any], tools: Tools) -> dict[str, Any]:
+    """One clip as a sample of `vmas.dataset.shards`. `known` is what `screen` found. Raises Rejected."""
+    from vmas import media
+
+    o, p = tools.options, tools.options.profile
+    clip = p.clip
+    meta: dict[str, Any] = {
+        "id": clip_name(video, start_s),
+        "video": video.id,
+        "start_s": start_s,
+        "seconds": clip.seconds,
+        "fps": clip.fps,
+        "artist": video.artist,
+        "track": video.track,
+        "url": video.url,
+        "source": video.source,
+        "licence": video.licence,
+    }
+    if "similarity" in known:
+        meta["similarity"] = known["similarity"]
+    with tools.timed("segments"):
+        frames = media.read_frames(video.path, clip.fps, clip.img_size, start_s, clip.seconds)
+        wav = media.read_audio(video.path, clip.sample_rate, start_s=start_s, duration_s=clip.seconds)
+        wav = np.pad(wav, ((0, 0), (0, max(0, clip.num_samples - wav.shape[1]))))[:, : clip.num_samples]
+        if (peak := float(np.abs(wav).max())) < SILENCE:
+            raise Rejected("segments", "silent", peak)
+    if o.runs("vocals"):
+        with tools.timed("vocals"):
+            before = float(np.sum(wav.astype(np.float64) ** 2))
+            wav = tools.separator(wav, clip.sample_rate)
+            meta["removed"] = round(1 - float(np.sum(wav.astype(np.float64) ** 2)) / before, 6)
+        if float(np.abs(wav).max()) < SILENCE:
+            raise Rejected("vocals", "nothing is left without the vocals", meta["removed"])
+    # What is stored is what everything after is computed from.
+    pcm = np.round(np.clip(wav[0], -1, 1) * 32767).astype(np.int16)
+    music = pcm.astype(np.float32) / 32767
+    sample: dict[str, Any] = {KEY: meta["id"]}
+    if o.runs("genre"):
+        with tools.timed("genre"):
+            scores = tools.tagger(music, clip.sample_rate)
+            best = int(scores.argmax())
+            meta |= {"genre": tools.tagger.labels[best], "genre_score": round(float(scores[best]), 6)}
+    if o.runs("tokens"):
+        with tools.timed("tokens"):
+            sample["tokens.npy"] = _tokens(music, tools)
+    if o.runs("beats"):
+        with tools.timed("beats"):
+            sample |= _beats(video, start_s, frames, music, p)
+    with tools.timed("shards"):
+        sample["mp4"], sample["flac"] = _mp4(frames, clip.fps, p.corpus.crf), _flac(pcm, clip.sample_rate)
+    return sample | {JSON: meta}
+
+
+def _tokens(music: np.ndarray, tools: Tools) -> np.ndarray:
+    """int16 [K,t_a] of float32 [N]."""
+    import torch
+
+    with torch.inference_mode():
+        codes = tools.codec.encode(torch.from_numpy(music)[None, None].to(tools.device))
+    return codes[0, :, : tools.options.profile.num_tokens].cpu().numpy().astype(np.int16)
+
+
+def _beats(video: Video, start_s: float, frames: np.ndarray, music: np.ndarray, p: Profile) -> dict[str, np.ndarray]:
+    """Flow float32 [t_v-1], P_a bool [t_a] and P_av float32 [t_a] with the profile's options."""
+    from vmas import media
+    from vmas.beats import BeatOptions, align, onset_vector
+
+    clip = p.clip
+    if clip.flow_size != clip.img_size:
+        frames = media.read_frames(video.path, clip.fps, clip.flow_size, start_s, clip.seconds)
+    flow = _flow(frames, clip.flow_method)
+    P_a = onset_vector(music, clip.sample_rate, p.codec.hop, p.num_tokens)
+    P_av = align(flow, P_a, clip.fps, p.codec.frame_rate, BeatOptions.from_config(p.align)).P_av
+    return {"flow.npy": flow, "beats.npy": P_a, "weights.npy": P_av}
+
+
+def _flow(frames: np.ndarray, method: str) -> np.ndarray:
+    """Mean flow magnitude float32 [T-1] as `vmas.flow` has it, the same to the last bit in every process.
+
+    cv2.magnitude is not: it takes other instructions where numpy happened to put an array at another address, and
+    the last bit of the mean follows. What cv2 returns as flow does not depend on that.
+    """
+    import cv2
+
+    from vmas.flow import FARNEBACK, flow_magnitude
+
+    if method != "farneback":
+        return flow_magnitude(frames, method, cache=False)
+    grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
+    out = np.empty(len(grey) - 1, np.float32)
+    for i in range(len(out)):
+        flow = cv2.calcOpticalFlowFarneback(grey[i], grey[i + 1], None, *FARNEBACK)  # type: ignore[arg-type]
+        out[i] = np.sqrt(np.square(flow).sum(-1)).mean(dtype=np.float64)
+    return out
+
+
+def _mp4(frames: np.ndarray, fps: float, crf: int) -> bytes:
+    from vmas.media import write_clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        return write_clip(Path(folder) / "clip.mp4", frames, fps, crf=crf).read_bytes()
+
+
+def _flac(pcm: np.ndarray, sample_rate: int) -> bytes:
+    import soundfile
+
+    out = io.BytesIO()
+    soundfile.write(out, pcm, sample_rate, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
