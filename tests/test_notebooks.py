@@ -15,6 +15,7 @@ NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 MAX_BYTES = 3_000_000
 PARAMETERS = {"profile", "seed", "device", "force", "source"}
 PLACES = re.compile(r"(?<![\w.])/(home|root|tmp|Users|work|mnt|opt|var)/\w")
+TOLD = [t for t in registry.available() if t.notebook]  # a sweep's table may come before its notebook
 ADMITTED_TAGS = {"parameters", "nbval-ignore-output"}
 
 
@@ -42,7 +43,7 @@ def test_the_expected_ones_are_there():
     names = [p.name for p in NOTEBOOKS]
     assert {"00_start_here.ipynb", "02_mini_corpus.ipynb"} <= set(names)
     assert all(re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", n) for n in names)
-    for target in registry.available():
+    for target in TOLD:
         assert target.notebook in names, target.name
 
 
@@ -116,7 +117,7 @@ def test_size(path: Path):
         assert len(json.dumps(c.outputs)) <= 1_500_000
 
 
-@pytest.mark.parametrize("target", registry.available(), ids=lambda t: t.name)
+@pytest.mark.parametrize("target", TOLD, ids=lambda t: t.name)
 def test_papermill_finds_the_parameters(target):
     import papermill
 

@@ -163,6 +163,8 @@ def test_committed_results_belong_to_committed_records():
 
     for path in sorted(paths.runs().glob("*-seed0.json")):
         r = records.read(path)
+        if "condition" in r.extra:
+            continue  # one run of a sweep, which fills a row of another table
         folder = paths.target(r.profile, r.target)
         assert (folder / "table.md").read_text(encoding="utf-8") == table.markdown(r)
         assert (folder / "table.csv").read_text(encoding="utf-8") == table.csv(r)

@@ -20,11 +20,11 @@ CFG = replace(config.load("smoke").train, val_every=4, checkpoint_every=4, ema_e
 class Line(nn.Module):
     """y = w·x with dropout, so that the random state matters."""
 
-    def __init__(self):
+    def __init__(self, dropout: float = 0.2):
         super().__init__()
         torch.manual_seed(0)
         self.w = nn.Linear(3, 1)
-        self.drop = nn.Dropout(0.2)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, batch, generator=None):
         loss = (self.w(self.drop(batch["x"])).squeeze(1) - batch["y"]).square().mean()
@@ -37,9 +37,9 @@ def data(n=40):
     return ClipDataset({"x": x, "y": x @ np.array([1, -2, 0.5], np.float32)})
 
 
-def run(folder, steps=10, cfg=CFG, **kw):
-    task = Line()
-    stage = loop.Stage("line", steps, 8, 0.05, 2)
+def run(folder, steps=10, cfg=CFG, batch=8, dropout=0.2, **kw):
+    task = Line(dropout)
+    stage = loop.Stage("line", steps, batch, 0.05, 2)
     got = loop.fit(task, data(), data(16), cfg, stage, folder, seed=3, device="cpu", progress=False, **kw)
     return task, got
 
@@ -124,6 +124,94 @@ def test_nan_loss_stops_with_a_line(tmp_path):
     stage = loop.Stage("line", 4, 8, 0.05, 2)
     with pytest.raises(DataError, match="the loss is nan at step 1"):
         loop.fit(Line(), bad, data(16), CFG, stage, tmp_path, device="cpu", progress=False)
+
+
+def test_the_batch_of_a_nan_is_kept(tmp_path):
+    bad = data()
+    bad.arrays["y"][:] = np.nan
+    with pytest.raises(DataError, match="bad-batch-0"):
+        loop.fit(Line(), bad, data(16), CFG, loop.Stage("line", 4, 8, 0.05, 2), tmp_path, device="cpu", progress=False)
+    kept = load_state(tmp_path / "bad-batch-0")
+    rows = kept["batch"]["rows"].numpy()
+    assert kept["step"] == 1
+    assert len(set(rows.tolist())) == 8
+    np.testing.assert_array_equal(kept["batch"]["x"].numpy(), bad.arrays["x"][rows])
+
+
+def test_accumulation_equals_the_large_batch(tmp_path):
+    whole, _ = run(tmp_path / "whole", dropout=0.0)
+    parts, _ = run(tmp_path / "parts", dropout=0.0, cfg=replace(CFG, grad_accum=2), batch=4)
+    assert torch.allclose(whole.w.weight, parts.w.weight, atol=1e-6)
+
+
+def test_loader_workers_change_nothing(tmp_path):
+    alone, _ = run(tmp_path / "alone")
+    run(tmp_path / "helped", cfg=replace(CFG, num_workers=2), stop_after=5)
+    helped, _ = run(tmp_path / "helped", cfg=replace(CFG, num_workers=1))
+    assert torch.equal(alone.w.weight, helped.w.weight)
+
+
+def test_last_states_and_the_best_are_kept(tmp_path):
+    _, got = run(tmp_path, steps=20, cfg=replace(CFG, keep_last=2))
+    assert [p.name for p in sorted((tmp_path / "states").iterdir())] == ["step-00000016", "step-00000020"]
+    best = min(got["curve"], key=lambda c: c["loss"])
+    kept = load_state(tmp_path / "best")
+    assert kept["step"] == best["step"]
+    assert [t.shape for t in kept["ema"]] == [p.shape for p in Line().parameters()]
+
+
+def test_freezing_by_name(tmp_path):
+    task = Line()
+    optim.freeze(task, ["w.bias"])
+    before = task.w.bias.clone()
+    loop.fit(task, data(), data(16), CFG, loop.Stage("line", 4, 8, 0.05, 2), tmp_path, device="cpu", progress=False)
+    assert torch.equal(task.w.bias, before)
+    with pytest.raises(ConfigError, match="no parameter begins with 'v'; the groups are w"):
+        optim.freeze(Line(), ["v"])
+    with pytest.raises(ConfigError, match="nothing to train"):
+        optim.freeze(Line(), ["w"])
+
+
+def test_average_golden():
+    """θ jumps from 0 to 1 and stays: after n updates with decay γ the average is 1 - γⁿ."""
+    line = Line()
+    with torch.no_grad():
+        line.w.weight.zero_()
+    ema = optim.EMA(line, 0.99)
+    with torch.no_grad():
+        line.w.weight.fill_(1.0)
+    for _ in range(10):
+        ema.update()
+    with ema.applied():
+        assert line.w.weight[0, 0].item() == pytest.approx(1 - 0.99**10, abs=1e-6)
+    assert line.w.weight[0, 0].item() == 1.0
+
+
+def test_d_adaptation_golden():
+    """One step by the method's own formulas (Defazio and Mishchenko 2023, algorithm for Adam with d_0 = 1e-6)."""
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    opt = optim.build_optimizer([p], replace(CFG, optimizer="dadapt_adam"), 1.0)
+    p.grad = torch.tensor([0.5, 0.25])
+    opt.step()
+    beta_1, beta_2, d = *CFG.betas, 1e-6
+    g = torch.tensor([0.5, 0.25])
+    m, v = d * (1 - beta_1) * g, (1 - beta_2) * g**2
+    assert torch.allclose(p.detach(), torch.tensor([1.0, -2.0]) - m / (v.sqrt() + 1e-8), atol=1e-9)
+    assert opt.param_groups[0]["d"] >= d
+
+
+def test_sampling_hook_reaches_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    task = Line()
+    task.sample = lambda batch, seed: (np.sin(np.arange(8000) / 9.0)[None].repeat(2, 0).astype(np.float32), 8000)
+    cfg = replace(CFG, sample_every=4)
+    loop.fit(task, data(), data(16), cfg, loop.Stage("line", 4, 8, 0.05, 2), tmp_path, device="cpu", progress=False)
+    events = EventAccumulator(str(next(tmp_path.rglob("line")).resolve()))
+    events.Reload()
+    assert events.Tags()["audio"] == ["line/music-0", "line/music-1"]
+    assert events.Tags()["images"] == ["line/spectrogram-0", "line/spectrogram-1"]
+    assert events.Audio("line/music-0")[0].sample_rate == 8000
 
 
 def test_unknown_optimizer():

@@ -156,6 +156,7 @@ class TrainConfig:
     grad_accum: int
     optimizer: str  # "dadapt_adam" or "adamw"
     lr: float
+    encoder_lr_scale: float  # of stage 2: the encoder's learning rate over lr
     betas: tuple[float, float]
     weight_decay: float
     warmup_steps: int

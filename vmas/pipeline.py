@@ -98,6 +98,8 @@ def train(
     `data`: a folder of shards to train on instead of the corpus. Raises UsageError for profile paper without it,
     WeightsUnavailable when the public weights are not there.
     """
+    from accelerate import PartialState
+
     from vmas.corpus import make
     from vmas.train import train_profile
 
@@ -106,12 +108,14 @@ def train(
         raise UsageError(
             "profile paper trains on real data: name a folder of shards with --data ('vmas dataset build' writes them)"
         )
-    if data is None:
-        say("corpus: train, val")
-        make(paths.corpus(profile.name), profile, splits=("train", "val"), progress=progress)
-    if data is None and _missing(root / "codec"):
-        say("codec: training")
-        ensure_codec(profile, root / "codec", seed, progress)
+    state = PartialState(cpu=device == "cpu")
+    with state.main_process_first():  # one process makes what is missing, the others find it
+        if data is None and state.is_main_process:
+            say("corpus: train, val")
+            make(paths.corpus(profile.name), profile, splits=("train", "val"), progress=progress)
+            if _missing(root / "codec"):
+                say("codec: training")
+                ensure_codec(profile, root / "codec", seed, progress)
     return train_profile(profile, seed, device, out, progress, say, data=data)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-CORPUS_VERSION = 1  # raised whenever the same knobs give other clips
+CORPUS_VERSION = 2  # raised whenever the same knobs give other clips
 MAX_FAILED = 0.05  # share of clips that may fail before a run stops
 INLINE = 2  # so few clips are not worth starting processes for
 MARK, MANIFEST, FAILURES = "corpus.json", "manifest.parquet", "failures.json"

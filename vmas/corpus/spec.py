@@ -256,7 +256,7 @@ def _score(rng, source, cfg, beats, beat, phase, swing, seconds, key, mode):
         # Off the beat: notes that no picture shows.
         off = t + 0.5 * beat * (1.0 + 0.33 * swing)
         if off < seconds - 0.05 and rng.random() < cfg.silent_note_share * 2 * source["lead"].lead_density:
-            notes.append((MELODY, pitch(degree + int(rng.integers(8)), 72), off, off + 0.3 * beat, 52))
+            notes.append((MELODY, pitch(degree + int(rng.integers(8)), 72), off, off + 0.3 * beat, 38))
         for step in range(4):
             place = (in_bar * 4 + step) % 16
             when = t + step * beat / 4 + (swing * beat / 12 if step % 2 else 0.0)
@@ -265,7 +265,9 @@ def _score(rng, source, cfg, beats, beat, phase, swing, seconds, key, mode):
             for drum in ("kick", "snare", "hat"):
                 if getattr(source["drums"], drum)[place] != "x":
                     continue
-                loud = 26 if drum == "hat" else (116 if step == 0 else 34)  # hats at half velocity
+                loud = (
+                    14 if drum == "hat" else (116 if step == 0 else 22)
+                )  # beats stand out, hats and off-beats are soft
                 notes.append((KIT, DRUMS[drum], when, when + 0.08, loud))
         if source["drums"].kick.count("x") == 0:
             notes.append((KIT, 69, t, t + 0.08, 45))  # a soft shaker keeps drumless styles on their beat

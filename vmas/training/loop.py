@@ -9,6 +9,7 @@ started again ends with the same bits, whatever the number of loader workers.
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -127,7 +128,9 @@ class Run:
         self.cfg, self.stage, self.folder, self.seed = cfg, stage, folder, seed
         self.accelerator = make_accelerator(cfg, folder, device)
         split = self.accelerator.distributed_type.value == "FSDP"
-        optimizer = build_optimizer([p for p in task.parameters() if p.requires_grad], cfg, stage.lr, split)
+        groups = getattr(task, "param_groups", None)
+        trained = groups(stage.lr) if groups else [p for p in task.parameters() if p.requires_grad]
+        optimizer = build_optimizer(trained, cfg, stage.lr, split)
         self.model, self.optimizer = self.accelerator.prepare(task, optimizer)
         self.task: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.ema = EMA(self.task, cfg.ema_decay)
@@ -254,6 +257,16 @@ class Run:
         return int(self.accelerator.reduce(seen, "sum") > 0 and signal.SIGTERM) or None
 
 
+def peak_gb(device: torch.device) -> float:
+    """Most memory that this process has held so far, GB: the GPU's, else the process's own."""
+    import resource
+
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+
+
 def fit(
     task: nn.Module,
     train: Source,
@@ -275,7 +288,7 @@ def fit(
         stop_after: stop (as if interrupted) after this many updates in this call; for tests.
         say: gets one line when a run is continued with another number of processes.
 
-    Returns: {"steps", "seconds", "loader_share", "curve": [{"step", "loss", ...}], "val": last validation}.
+    Returns: {"steps", "seconds", "loader_share", "peak_gb", "curve": [{"step", "loss", ...}], "val": last validation}.
     Raises DataError when the loss is not finite, CheckpointError when `folder` holds another run,
     Preempted (exit code 0) after SIGTERM.
     """
@@ -291,11 +304,17 @@ def fit(
             if run.step < stage.steps:
                 share = _steps(run, train, val, signals, progress, stop_after)
         finally:
-            run.accelerator.end_training()
+            # not end_training(), which also ends the process group that the next stage needs
+            for tracker in run.accelerator.trackers:
+                tracker.finish()
     if run.step == stage.steps:
         run.ema.copy_to_module()
     last = run.curve[-1] if run.curve else {}
-    took = {"seconds": round(run.seconds, 1), "loader_share": round(share, 4)}
+    took = {
+        "seconds": round(run.seconds, 1),
+        "loader_share": round(share, 4),
+        "peak_gb": peak_gb(run.accelerator.device),
+    }
     return {"steps": run.step, **took, "curve": run.curve, "val": last}
 
 

@@ -41,6 +41,8 @@ def build_optimizer(parameters, cfg: TrainConfig, lr: float, sharded: bool = Fal
         if sharded and not torch.cuda.is_available():
             # its sum over processes is written for GPUs, and without it every process estimates its own step size
             raise ConfigError("train.optimizer: dadapt_adam cannot run sharded on CPUs; take adamw, or DDP")
+        if any(isinstance(g, dict) and g.get("lr", lr) != lr for g in parameters):
+            raise ConfigError("train.encoder_lr_scale must be 1 with dadapt_adam: it estimates one step size for all")
         options = {"lr": lr, "betas": cfg.betas, "weight_decay": cfg.weight_decay}
         return DAdaptAdam(parameters, **options, decouple=True, fsdp_in_use=sharded)
     raise ConfigError(f"unknown optimizer {cfg.optimizer!r}: choose adamw or dadapt_adam")

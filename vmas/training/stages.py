@@ -19,7 +19,12 @@ from vmas.training import sharded
 from vmas.training.loop import Preempted, Stage, fit, recipe
 from vmas.training.sources import Data, open_data
 
-STAGE_1 = {"freeze": (), "cfg_dropout": 0.0, "sample_every": 0}  # what only stage 2 has: its conditions share stage 1
+STAGE_1 = {
+    "freeze": (),
+    "encoder_lr_scale": 1.0,
+    "cfg_dropout": 0.0,
+    "sample_every": 0,
+}  # what only stage 2 has: its conditions share stage 1
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ def train_profile(
     if state.is_main_process:
         model.save_pretrained(out, seed, record, half=True, state=weights)
     state.wait_for_everyone()
+    state.destroy_process_group()
     return out
 
 

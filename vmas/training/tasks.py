@@ -112,6 +112,14 @@ class VMAsTask(nn.Module):
         drop = generator is not None and float(torch.rand((), generator=generator)) < self.cfg_dropout
         return self.model(batch["frames"], batch["codes"], batch["weights"], conditioned=not drop)
 
+    def param_groups(self, lr: float) -> list[dict]:
+        """The optimizer's groups: the encoder with its share of `lr`, the rest with `lr`."""
+        encoder = set(self.model.encoder.parameters())
+        rest = [p for p in self.model.parameters() if p not in encoder and p.requires_grad]
+        own = [p for p in self.model.encoder.parameters() if p.requires_grad]
+        groups = [{"params": rest, "lr": lr}, {"params": own, "lr": lr * self.model.profile.train.encoder_lr_scale}]
+        return [g for g in groups if g["params"]]
+
     def sample(self, batch: dict[str, Tensor], seed: int = 0) -> tuple[np.ndarray, int]:
         """Music [B,N] for the batch's frames, and its sample rate."""
         return self.model.generate_waveform(batch["frames"], seed), self.model.profile.clip.sample_rate
