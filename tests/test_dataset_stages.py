@@ -1,0 +1,311 @@
+"""The builder's parts: frames looked at, cheap embedding, vocal removal, genres, manifests, fingerprints."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from dataset_files import FPS, PROFILE, RATE, music, pictures, video
+
+from vmas import config, media
+from vmas.corpus import render_clip, sample_spec
+from vmas.corpus.scene import render_frames
+from vmas.corpus.sound import render_audio
+from vmas.dataset import dedupe, frames, genre, stages, vocals
+from vmas.dataset.manifest import Video, read_manifest
+from vmas.errors import DataError, MediaError, UsageError, WeightsUnavailable
+from vmas.metrics.similarity import THRESHOLD, frame_similarity
+
+CORPUS = config.load("mini").corpus
+
+
+def scene(index: int, **shares) -> np.ndarray:
+    """A corpus clip's pictures at one a second."""
+    spec = sample_spec("test", index, dataclasses.replace(CORPUS, **shares), 5.0)
+    return render_frames(dataclasses.replace(spec, fps=1.0))
+
+
+def test_cheap_embedding_keeps_moving_clips_and_drops_still_ones():
+    embed = frames.CheapEmbedder()
+    moving = [frame_similarity(embed(scene(i))) for i in range(12)]
+    still = [frame_similarity(embed(scene(i, static_share=1.0))) for i in range(3)]
+    nearly = [frame_similarity(embed(scene(i, near_static_share=1.0))) for i in range(8)]
+    assert max(moving) < THRESHOLD < 0.9 < min(nearly)
+    assert min(still) == pytest.approx(1, abs=1e-6)
+
+
+def test_cheap_embedding_is_unit_length_and_takes_empty_pictures():
+    embed = frames.CheapEmbedder()
+    black = np.zeros((2, 64, 64, 3), np.uint8)
+    e = embed(np.concatenate([black, scene(0)[:1, :64, :64]]))
+    assert e.shape == (3, 4227)
+    np.testing.assert_allclose(np.linalg.norm(e, axis=1), 1, atol=1e-5)
+    assert frame_similarity(embed(black)) == pytest.approx(1)
+    assert e[0] @ e[2] < 0.2
+
+
+def test_sample_times():
+    np.testing.assert_allclose(frames.sample_times(5.0), [0, 1, 2, 3, 4])
+    np.testing.assert_allclose(frames.sample_times(1.0), [0, 0.5])
+    many = frames.sample_times(640.0)
+    assert len(many) == 64
+    assert (many[0], many[-1]) == (5, 635)
+    with pytest.raises(DataError):
+        frames.sample_times(0)
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    """Ten minutes at 12 fps, a new picture every 10 s."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    rng = np.random.default_rng(0)
+    shots = rng.integers(0, 256, (60, 8, 8, 3), np.uint8).repeat(16, 1).repeat(16, 2)
+    return media.write_clip(path, shots.repeat(10 * FPS, 0), FPS, preset="ultrafast")
+
+
+def test_keyframes_alone_are_fast_and_decide_the_same(long_video):
+    def timed(act):
+        start = time.process_time()
+        return act(), time.process_time() - start
+
+    embed = frames.CheapEmbedder()
+    fast, quick = timed(lambda: frames.sample_frames(long_video, 64))
+    every, slow = timed(lambda: sum(1 for _ in media.iter_frames(long_video, FPS, 64)))
+    assert every == 600 * FPS
+    assert quick < slow / 10
+    exact = frame_similarity(embed(frames.sample_frames(long_video, 64, method="exact")))
+    assert frame_similarity(embed(fast)) == pytest.approx(exact, abs=0.05)
+
+
+def test_exact_frames_are_those_on_screen(tmp_path):
+    path = video(tmp_path / "v.mp4", 0)
+    got = frames.sample_frames(path, 64)
+    want = pictures(0)[[0, FPS, 2 * FPS, 3 * FPS]]
+    assert got.shape == want.shape
+    assert np.abs(got.astype(int) - want).mean() < 12  # 4:2:0 chroma of coarse noise
+    part = frames.sample_frames(path, 64, start_s=2.0, duration_s=2.0)
+    assert np.abs(part.astype(int) - want[2:]).mean() < 12
+    with pytest.raises(MediaError, match="no second 9"):
+        frames.sample_frames(path, 64, start_s=9.0)
+
+
+@pytest.mark.slow  # transformers takes long to import
+def test_clip_embedder_runs_with_a_given_model_and_asks_for_weights_without(monkeypatch, tmp_path):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    tiny = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    embed = frames.ClipEmbedder(CLIPVisionModelWithProjection(tiny), key="tiny", batch_size=2)
+    x = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
+    assert embed(x).shape == (3, 512)
+    np.testing.assert_allclose(embed(x[:1])[0], embed(x)[0], atol=1e-5)
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsUnavailable, match=r"openai/clip-vit-base-patch32 \(MIT\)"):
+        frames.build_embedder("clip")
+    with pytest.raises(UsageError, match="did you mean clip"):
+        frames.build_embedder("clip2")
+
+
+def test_classic_separator_takes_most_of_the_voice_and_leaves_the_length():
+    cfg = dataclasses.replace(CORPUS, vocal_share=1.0)
+    separate, left, harm = vocals.ClassicSeparator(), [], []
+    for i in range(4):
+        spec = sample_spec("test", i, cfg, 5.0)
+        mix, voice = render_audio(spec, RATE), render_audio(spec, RATE, only_voice=True)
+        out = separate(mix[None], RATE)
+        assert out.shape == (1, len(mix))
+        assert out.dtype == np.float32
+        left.append(vocals.residual_vocals(out[0], mix - voice, voice))
+        harm.append(vocals.si_sdr(out[0], mix - voice))
+    assert vocals.residual_vocals(mix, mix - voice, voice) == pytest.approx(1)
+    assert np.mean(left) < 0.4
+    assert np.mean(harm) > 3
+
+
+@pytest.mark.parametrize("n", [1, 700, 5000, 32001])
+def test_classic_separator_takes_any_length_and_silence(n):
+    separate = vocals.ClassicSeparator()
+    wav = np.random.default_rng(0).normal(size=(2, n)).astype(np.float32)
+    assert separate(wav, RATE).shape == (2, n)
+    assert not separate(0 * wav, RATE).any()
+    with pytest.raises(DataError):
+        separate(wav[0], RATE)
+    with pytest.raises(DataError):
+        separate(wav * np.nan, RATE)
+
+
+def test_si_sdr():
+    r = np.random.default_rng(0).normal(size=1000)
+    noise = np.random.default_rng(1).normal(size=1000)
+    noise -= (noise @ r) / (r @ r) * r
+    noise *= np.linalg.norm(r) / np.linalg.norm(noise)
+    assert vocals.si_sdr(3 * (r + 0.1 * noise), r) == pytest.approx(20)
+
+
+def test_demucs_runs_with_a_given_model_and_is_deterministic(monkeypatch, tmp_path):
+    from demucs.pretrained import get_model
+
+    torch.manual_seed(0)
+    separate = vocals.DemucsSeparator(get_model("demucs_unittest"), key="unit")
+    wav = music(0, 1.5)
+    out = separate(wav, RATE)
+    assert out.shape == wav.shape
+    np.testing.assert_array_equal(out, separate(wav, RATE))
+    assert separate(np.repeat(wav, 2, 0), RATE).shape == (2, wav.shape[1])
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsUnavailable, match=r"htdemucs\.yaml"):
+        vocals.build_separator("demucs")
+
+
+def test_clap_asks_for_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsUnavailable, match="clap-htsat-unfused"):
+        genre.build_tagger("clap")
+    with pytest.raises(UsageError, match="did you mean tagger"):
+        genre.build_tagger("tager")
+
+
+class Tokens(dict):
+    def to(self, device):
+        return self
+
+
+class Processor:
+    """As ClapProcessor answers; the "tokens" say which prompt they are."""
+
+    tokenizer = range(10)
+
+    def __call__(self, text=None, audio=None, **kw):
+        if text is not None:
+            assert text[5] == "This audio is a jazz song"
+            return Tokens(input_ids=torch.arange(len(text)))
+        assert (kw["sampling_rate"], len(audio)) == (48000, 48000)
+        return Tokens(input_features=torch.tensor([5]))
+
+
+class Model(torch.nn.Module):
+    def get_text_features(self, input_ids):
+        return 3 * torch.eye(10)[input_ids]
+
+    def get_audio_features(self, input_features):
+        return 0.5 * torch.eye(10)[input_features]
+
+
+def test_clap_takes_the_prompt_nearest_to_the_sound():
+    tag = genre.ClapGenre(Model(), Processor(), key="given")
+    scores = tag(np.zeros(RATE, np.float32), RATE)
+    assert tag.labels[int(scores.argmax())] == "jazz"
+    assert scores[5] == pytest.approx(1)
+
+
+def manifest(tmp_path, rows, name="m.csv"):
+    table = pd.DataFrame(rows)
+    table.to_csv(tmp_path / name, index=False) if name.endswith("csv") else table.to_parquet(tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_manifest_of_files_and_of_disco_10m(tmp_path, name):
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "dQw4w9WgXcQ.webm").write_bytes(b"x")
+    rows = [
+        {"video_url_youtube": "https://www.youtube.com/watch?v=dQw4w9WgXcQ", "track_id_spotify": "t", "path": None},
+        {"video_url_youtube": None, "track_id_spotify": None, "path": "a.b/my song.mp4"},
+    ]
+    a, b = read_manifest(manifest(tmp_path, rows, name), tmp_path / "media")
+    assert (a.id, a.video, a.track, Path(a.path).name) == ("dQw4w9WgXcQ", "dQw4w9WgXcQ", "t", "dQw4w9WgXcQ.webm")
+    assert (b.id, Path(b.path)) == ("my_song", tmp_path / "a.b" / "my song.mp4")
+
+
+def test_manifest_errors_name_the_row(tmp_path):
+    with pytest.raises(DataError, match=r"m\.csv: row 2 has the id a of row 1"):
+        read_manifest(manifest(tmp_path, [{"id": "a", "path": "x"}, {"id": "a", "path": "y"}]))
+    with pytest.raises(DataError, match="row 1: start must be seconds, 0 or more, got '-1'"):
+        read_manifest(manifest(tmp_path, [{"id": "a", "path": "x", "start": "-1"}]))
+    with pytest.raises(DataError, match="none of the columns id, path and url; columns found: name"):
+        read_manifest(manifest(tmp_path, [{"name": "a"}]))
+    with pytest.raises(DataError, match="no such file"):
+        read_manifest(tmp_path / "other.csv")
+    with pytest.raises(UsageError, match=r"\.csv or \.parquet"):
+        read_manifest(tmp_path / "m.xlsx")
+    (tmp_path / "bad.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match="not a readable manifest"):
+        read_manifest(tmp_path / "bad.parquet")
+
+
+def test_segments_follow_each_other_and_leave_the_rest_out():
+    o = stages.Options(PROFILE)
+    v = Video("a", "", "a", start=2.0)
+    assert stages.segment_starts(v, 4.0, o) == [2.0, 3.5]
+    assert stages.segment_starts(v, 4.46, o) == [2.0, 3.5, 5.0]  # 40 ms short: containers round
+    assert stages.segment_starts(v, 1.0, o) == []
+    few = dataclasses.replace(o, clips_per_video=2)
+    assert stages.segment_starts(v, 15.0, few) == [2 + 1.5 * 2, 2 + 1.5 * 7]
+    assert stages.clip_name(v, 3.5) == "a-00003500"
+
+
+def test_versions_and_options_are_in_the_keys(monkeypatch):
+    o = stages.Options(PROFILE)
+    screen, make = stages.screen_key(o, {}), stages.make_key(o, {})
+    assert stages.screen_key(dataclasses.replace(o, threshold=0.8), {}) != screen
+    assert stages.screen_key(o, {"similarity": "clip"}) != screen
+    assert stages.screen_key(dataclasses.replace(o, shard_size=9), {}) == screen
+    assert stages.make_key(dataclasses.replace(o, shard_size=9), {}) != make
+    monkeypatch.setitem(stages.VERSIONS, "beats", 99)
+    assert stages.screen_key(o, {}) == screen
+    assert stages.make_key(o, {}) != make
+
+
+def test_fingerprints_survive_noise_and_tell_others_apart():
+    def prints(i, noise):
+        _, images, audio = render_clip(f"test-{i:05d}", dataclasses.replace(CORPUS, fps=2.0), 5.0, RATE)
+        noisy = np.clip(images.astype(int) + np.random.default_rng(0).normal(0, noise, images.shape), 0, 255)
+        sound = audio + np.random.default_rng(1).normal(0, 1e-4 * noise, audio.shape).astype(np.float32)
+        return dedupe.picture_hashes(noisy.astype(np.uint8)), dedupe.sound_hash(sound, RATE)
+
+    clean, noisy = [prints(i, 0) for i in range(6)], [prints(i, 6) for i in range(6)]
+    for i in range(6):
+        for j in range(6):
+            assert dedupe.same_picture(clean[i][0], noisy[j][0]) == (i == j), (i, j)
+            assert dedupe.same_sound(clean[i][1], noisy[j][1]) == (i == j), (i, j)
+
+
+def known(name, video="", track="", pictures=(), sound=0, quality=0.0):
+    return dedupe.Known(name, video or name, track, pictures or (0,) * 8, sound, quality)
+
+
+def test_pictures_without_structure_and_silence_match_nothing():
+    black = np.zeros((8, 64, 64, 3), np.uint8)
+    assert dedupe.picture_hashes(black) == [0] * 8
+    assert not dedupe.same_picture([0] * 8, [0] * 8)
+    assert dedupe.sound_hash(np.zeros(RATE, np.float32), RATE) == 0
+    assert not dedupe.same_sound(0, 0)
+
+
+def test_groups_are_transitive_and_duplicates_need_picture_and_sound():
+    p, q = np.random.default_rng(0).integers(1, 1 << 62, (2, 8)).tolist()
+    rows = [
+        known("a", pictures=tuple(p), sound=0xABCDEF0123456789),
+        known("b", track="x y", sound=0xABCDEF0123456788),
+        known("c", track="x y"),
+        known("d", pictures=tuple(p), sound=0xABCDEF0123456789),
+        known("e", pictures=tuple(q), sound=5),
+    ]
+    duplicates, group = dedupe.compare(rows)
+    assert duplicates == {3: 0}
+    assert group == [0, 0, 0, 0, 4]
+    assert dedupe.track_key("The  Band", "Song_1!") == dedupe.track_key("the band", "song 1")
+    assert dedupe.track_key("The Band", " ") == ""
+
+
+def test_held_out_videos_are_the_best_of_their_groups_whatever_the_order():
+    rows = [known(f"v{i}", quality=q) for i, q in enumerate((0.1, 0.9, 0.5, 0.8, 0.7, 0.2))]
+    group = [0, 1, 1, 3, 4, 5]
+    splits = dedupe.hold_out(rows, group, val=1, test=2)
+    assert splits == ["train", "val", "", "test", "test", "train"]
+    back = dedupe.hold_out(rows[::-1], [{0: 5, 1: 3, 3: 2, 4: 1, 5: 0}[g] for g in group][::-1], val=1, test=2)
+    assert back[::-1] == splits
+    assert dedupe.hold_out(rows, group, 9, 9).count("train") == 0
