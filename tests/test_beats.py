@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vmas import config
+from vmas import compiled, config
 from vmas.beats import (
     LITERAL,
     BeatOptions,
@@ -60,7 +60,7 @@ def test_golden(guard, beats, ones):
 
 
 def test_onsets_of_clicks_land_on_the_token_grid():
-    import librosa
+    librosa = compiled.librosa()
 
     wav = librosa.clicks(times=CLICKS, sr=32000, length=320000)
     assert audio_onsets(wav, 32000, 640).tolist() == CLICK_TOKENS

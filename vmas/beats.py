@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vmas import compiled
 from vmas.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def audio_onsets(wav: np.ndarray, sample_rate: int = 32000, hop: int = 640, n_ff
     """
     import warnings
 
-    import librosa
+    librosa = compiled.librosa()
 
     wav = _mono(wav)
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import torch
 from numba import types
 from torch import Tensor
 
-from vmas import sampling
+from vmas import compiled, sampling
 from vmas.decode_kernels import (
     LANES,
     atomic_add,
@@ -299,6 +299,10 @@ class CpuEngine:
         """Decode one position: tokens int64 [B,K] → self.logits."""
         if self.position >= self.steps:
             raise UsageError(f"the cache holds {self.steps} positions and all are used")
+        with compiled.filling(("advance", self.weights.dtype)):
+            self._advance(tokens)
+
+    def _advance(self, tokens: np.ndarray) -> None:
         s = self.position
         _embed(self.table, self.positions, s, tokens, self.shape.rows, self.x)
         # Fresh counters every step: a thread that wakes up late finds every task of its step taken.
@@ -325,6 +329,8 @@ class CpuEngine:
         self.advance(tokens.numpy())
         new = np.empty(tuple(u.shape), np.int64)
         scale, heat = np.float32(guidance), float(temperature)
-        if not _choose(self.logits, clips, scale, u.numpy(), top_k, heat, first, self.z, self.keys, new):
+        with compiled.filling("choose"):
+            finite = _choose(self.logits, clips, scale, u.numpy(), top_k, heat, first, self.z, self.keys, new)
+        if not finite:
             raise DataError(sampling.NOT_FINITE)
         return torch.from_numpy(new)

@@ -11,6 +11,7 @@ LLVM turns it into the machine's own vectors (AVX2, AVX-512, NEON).
 """
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
-from vmas import paths
+from vmas import compiled, paths
 
 intrinsic: Any = numba_intrinsic  # its own annotation does not know that the first argument is left out
 f32: Any = numba.float32
@@ -47,7 +48,8 @@ def cached(**options):
         before = _config.CACHE_DIR
         _config.CACHE_DIR = str(paths.cache() / "numba" / _VERSION)
         try:
-            return njit(signatures, nogil=True, cache=True, error_model="numpy", **options)(function)
+            with compiled.lock() if signatures else nullcontext():
+                return njit(signatures, nogil=True, cache=True, error_model="numpy", **options)(function)
         finally:
             _config.CACHE_DIR = before
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vmas import compiled
+
 PICTURES = 8
 NEAR_PICTURE, NEAR_SOUND = 8, 6  # bits of 64 that may differ (median over the pictures); chance differs in 32 ± 4
 PIECES = 4
@@ -38,7 +40,7 @@ def picture_hashes(frames: np.ndarray) -> list[int]:
 
 def sound_hash(wav: np.ndarray, sample_rate: int) -> int:
     """64-bit hash of a waveform float [N], 0 for silence: changes of 9 band energies over 9 stretches of time."""
-    import librosa
+    librosa = compiled.librosa()
 
     if len(wav) < sample_rate // 2 or float(np.abs(wav).max()) < 1e-3:
         return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vmas import compiled
 from vmas.errors import DataError, UsageError, WeightsUnavailable, nearest
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class ClassicSeparator:
             return np.stack([self._channel(x, sample_rate) for x in wav]).astype(np.float32)
 
     def _channel(self, x: np.ndarray, sample_rate: int) -> np.ndarray:
-        import librosa
+        librosa = compiled.librosa()
 
         if not np.abs(x).max() > 0:
             return x

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vmas import compiled
 from vmas.errors import DataError, UsageError, nearest
 
 VERSIONS = ("2023", "2025")
@@ -32,7 +33,7 @@ def audio_peaks(wav: np.ndarray, sr: int) -> np.ndarray:
     """
     import warnings
 
-    import librosa
+    librosa = compiled.librosa()
 
     y = np.asarray(wav, np.float32)
     y = y.mean(axis=0) if y.ndim == 2 else y

@@ -83,18 +83,27 @@ def _to_device(batch: dict, device) -> dict:
 
 
 @torch.no_grad()
-def validate(task: nn.Module, data: ClipDataset, batch_size: int, device) -> dict[str, float]:
-    """Mean of everything the task logs over a split, with dropout off."""
+def validate(task: nn.Module, data: ClipDataset, batch_size: int, accelerator) -> dict[str, float]:
+    """Mean of everything the task logs over a split, with dropout off.
+
+    A batch is shared among the processes as a training step's is, so that any number of them with the same total
+    batch gives the same value; the last clips that cannot be shared evenly are left out.
+    """
     task.eval()
+    world, rank = accelerator.num_processes, accelerator.process_index
     sums: dict[str, float] = {}
     seen = 0
-    for i in range(0, len(data), batch_size):
-        rows = list(range(i, min(i + batch_size, len(data))))
-        if len(rows) < 2:
+    for i in range(0, len(data), batch_size * world):
+        size = min(batch_size * world, len(data) - i) // world * world
+        if size < 2:
             break
-        for k, v in task(_to_device(data.__getitems__(rows), device)).items():
-            sums[k] = sums.get(k, 0.0) + float(v) * len(rows)
-        seen += len(rows)
+        batch = _to_device(data.__getitems__(list(range(i + rank, i + size, world))), accelerator.device)
+        for k, v in task(batch).items():
+            sums[k] = sums.get(k, 0.0) + float(v) * size
+        seen += size
+    if world > 1:
+        shared = accelerator.reduce(torch.tensor(list(sums.values()), device=accelerator.device), reduction="mean")
+        sums = dict(zip(sums, shared.tolist(), strict=True))
     return {k: v / seen for k, v in sums.items()}
 
 
@@ -222,7 +231,7 @@ class Run:
     def report(self, val: ClipDataset, loss: float) -> None:
         """Validation loss of the average into the curve, the log and TensorBoard."""
         with self.ema.applied():
-            logs = validate(self.model, val, self.stage.batch_size, self.accelerator.device)
+            logs = validate(self.model, val, self.stage.batch_size, self.accelerator)
         self.curve.append({"step": self.step, **{k: round(v, 6) for k, v in logs.items()}})
         self.accelerator.log({f"val/{k}": v for k, v in logs.items()}, step=self.step)
         if self.accelerator.is_main_process:

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from vmas import compiled
+
 
 def log_samples(accelerator, stage: str, waves: tuple[np.ndarray, int], step: int) -> None:
     """Write music [B,N] at a sample rate, as (waves, rate), to Accelerate's TensorBoard tracker."""
-    import librosa
+    librosa = compiled.librosa()
     import matplotlib
 
     matplotlib.use("Agg", force=False)
