@@ -78,6 +78,16 @@ def gradients(out: Path, options: dict) -> None:
             run.accelerator.wait_for_everyone()
 
 
+def shard() -> None:
+    """Make accelerate shard on CPU too: its FSDP is the same code there, but only GPU processes are offered it."""
+    from accelerate import Accelerator, PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = Accelerator().state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
 def train(out: Path, options: dict) -> None:
     """`steps` updates of the loop; the weights that it ends with. `stop` interrupts, as a killed run would be."""
     world = int(options.get("world", 1))
@@ -94,7 +104,10 @@ def train(out: Path, options: dict) -> None:
     stop = int(options["stop"]) if "stop" in options else None
     model = task(p)
     said: list[str] = []
-    device = "auto" if options.get("device") == "auto" else "cpu"
+    device = "cpu"
+    if options.get("sharded"):
+        shard()
+        device = "auto"
     got = loop.fit(
         model, data(p), data(p, 4), cfg, stage, out / "run", 1, device, False, stop_after=stop, say=said.append
     )

@@ -39,10 +39,10 @@ def one_line_error(err: str) -> str:
 def test_help_names_every_command_and_nothing_unfinished(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for name in ("generate", "evaluate", "corpus", "train", "reproduce", "weights"):
+    for name in ("generate", "evaluate", "corpus", "dataset", "train", "reproduce", "weights"):
         assert f"\n  {name} " in out
     assert "vmas reproduce table3" in out
-    for later in ("demo", "study", "dataset"):
+    for later in ("demo", "study"):
         assert f"\n  {later} " not in out
 
 
@@ -64,7 +64,7 @@ def test_each_command_has_help(capsys, command):
         (["reproduce", "table3", "--seed", "-1"], "--seed"),
         (["reproduce", "table3", "--profile", "mnii"], "did you mean mini"),
         (["reproduce", "tabel3"], "did you mean table3"),
-        (["reproduce", "table5"], "planned, not available yet; available now: table3"),
+        (["reproduce", "table6"], "planned, not available yet; available now: table3"),
         (["reproduce", "table3", "--profile", "none.yaml"], "no such config file"),
         (["train", "--profile", "smoke", "--set", "train.stepz=3", "-o", "x"], "did you mean steps"),
         (["train", "--profile", "smoke", "--set", "train.steps", "-o", "x"], "KEY=VALUE"),
@@ -136,7 +136,7 @@ def test_list_tells_available_from_planned(capsys):
     assert code == 0
     state = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:]}
     assert state["table3"] == "available"
-    assert state["table5"] == state["fig3"] == state["claims"] == "planned"
+    assert state["table6"] == state["fig3"] == state["claims"] == "planned"
     assert len(state) == 16
 
 

@@ -12,7 +12,7 @@ from vmas.corpus import card, make, sample_spec
 from vmas.corpus.genres import NEIGHBOURS, PROGRAM_NAMES, SHIFTED_PROGRAM, TABLE
 from vmas.corpus.scene import render_frames
 from vmas.corpus.sound import render_audio
-from vmas.corpus.spec import BASS, CHORDS, KIT, MELODY, VOICE, parse_id
+from vmas.corpus.spec import BASS, CHORDS, KIT, MELODY, OFF_BEAT_VELOCITY, VOICE, parse_id
 from vmas.errors import DataError, UsageError
 from vmas.flow import flow_magnitude
 
@@ -155,7 +155,7 @@ def test_spurious_events():
 def test_silent_notes_come_off_the_beat():
     def off_beat(share: float) -> float:
         rows = specs(100, silent_note_share=share)
-        return float(np.mean([sum(n[0] == MELODY and n[4] == 52 for n in s.notes) for s in rows]))
+        return float(np.mean([sum(n[0] == MELODY and n[4] == OFF_BEAT_VELOCITY for n in s.notes) for s in rows]))
 
     assert off_beat(0.0) == 0
     assert off_beat(1.0) > off_beat(0.3) > 0.2

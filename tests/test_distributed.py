@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def command(case: str, out: Path, processes: int, **options) -> list[str]:
     python = [sys.executable]
     if processes > 1:
-        # accelerate 1.15 starts only one process on a machine without GPUs; torchrun starts as many as asked for
+        # what `accelerate launch --config_file examples/launch/cpu2.yaml` starts, without its start-up time
         python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     options.setdefault("world", processes)
     return [*python, WORKER, case, str(out), *(f"{k}={v}" for k, v in options.items())]
@@ -106,9 +106,9 @@ def test_sharded_equals_replicated(trained, tmp_path):
         "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block,EncoderBlock",
         "FSDP_RESHARD_AFTER_FORWARD": "true",
     }
-    run("train", tmp_path / "through", 2, env, device="auto")
-    run("train", tmp_path / "again", 2, env, device="auto", stop=2)
-    run("train", tmp_path / "again", 2, env, device="auto")
+    run("train", tmp_path / "through", 2, env, sharded=1)
+    run("train", tmp_path / "again", 2, env, sharded=1, stop=2)
+    run("train", tmp_path / "again", 2, env, sharded=1)
     assert load_state(tmp_path / "through" / "end")["sharded"] is True
     assert load_state(trained / "two" / "end")["sharded"] is False
     assert furthest(weights(trained / "two"), weights(tmp_path / "through")) < 1e-4

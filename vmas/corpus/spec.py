@@ -42,6 +42,7 @@ MUSIC = (
 )
 
 Note = tuple[int, int, float, float, int]  # channel, pitch, start s, end s, velocity
+OFF_BEAT_VELOCITY = 38  # soft: notes between the beats, which no picture shows, must not drown the beats
 MELODY, CHORDS, BASS, VOICE, KIT = 0, 1, 2, 3, 9
 
 
@@ -256,7 +257,7 @@ def _score(rng, source, cfg, beats, beat, phase, swing, seconds, key, mode):
         # Off the beat: notes that no picture shows.
         off = t + 0.5 * beat * (1.0 + 0.33 * swing)
         if off < seconds - 0.05 and rng.random() < cfg.silent_note_share * 2 * source["lead"].lead_density:
-            notes.append((MELODY, pitch(degree + int(rng.integers(8)), 72), off, off + 0.3 * beat, 38))
+            notes.append((MELODY, pitch(degree + int(rng.integers(8)), 72), off, off + 0.3 * beat, OFF_BEAT_VELOCITY))
         for step in range(4):
             place = (in_bar * 4 + step) % 16
             when = t + step * beat / 4 + (swing * beat / 12 if step % 2 else 0.0)

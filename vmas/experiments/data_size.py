@@ -7,7 +7,8 @@ TITLE = "Figures 6 and 7. Data size"
 SHARES = (0.1, 0.25, 0.5, 1.0)
 REFERENCE = "share-100"
 CONDITIONS: tuple[Condition, ...] = tuple(
-    Condition(f"share-{round(100 * share)}", f"{share:.0%} of the clips", {}, f"{share:.0%}", share) for share in SHARES
+    Condition(f"share-{round(100 * share)}", f"VMAs, {share:.0%} of the clips", {}, f"{share:.0%}", share)
+    for share in SHARES
 )
 PAPER = tuple(c.name for c in CONDITIONS)
 EVERY_SEED = PAPER

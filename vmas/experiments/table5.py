@@ -31,8 +31,10 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("delta-10", "+ beat weighting, δ = 10", _beat(delta=10), about="eq. 3"),
     Condition("alpha-.25", "+ beat weighting, α = .25", _beat(alpha=0.25), about="eq. 3"),
     Condition("alpha-.5", "+ beat weighting, α = .5", _beat(alpha=0.5), about="eq. 3"),
-    Condition("no-bias", "baseline, no time bias", {**BASELINE, "decoder": {"time_bias_s": None}}),
-    Condition("no-motion", "baseline, no motion pretraining", {**BASELINE, "encoder": {"motion_steps": 0}}),
+    Condition("no-bias", "Autoregressive baseline, no time bias", {**BASELINE, "decoder": {"time_bias_s": None}}),
+    Condition(
+        "no-motion", "Autoregressive baseline, no motion pretraining", {**BASELINE, "encoder": {"motion_steps": 0}}
+    ),
 )
 PAPER = tuple(c.name for c in CONDITIONS if c.paper)
 REFERENCE = "baseline"

@@ -10,19 +10,24 @@ SYSTEMS: dict[str, tuple[str, str]] = {
     "VidMusicGen": ("#56B4E9", "<"),
     "Vid2MLDM": ("#009E73", ">"),
     "V2Meow": ("#CC79A7", "P"),
+    "Autoregressive baseline": ("#56B4E9", "o"),
+    "+ contrastive": ("#E69F00", "o"),
+    "+ beat weighting": ("#D55E00", "h"),
 }
 
 
-def _name(system: str) -> str:
-    """The system without its role or citation: `VMAs (ours)` is `VMAs`."""
-    return system.split(" (")[0].split(" [")[0]
+def _family(system: str) -> str:
+    """The entry that a system belongs to: its name without role, citation or what a variant changes."""
+    name = system.split(" (")[0].split(" [")[0]
+    found = [entry for entry in SYSTEMS if name == entry or name.startswith((f"{entry},", f"{entry} "))]
+    return max(found, key=len) if found else name
 
 
 def colour(system: str) -> str:
-    """Hexadecimal colour of a system. Raises KeyError for one without a colour."""
-    return SYSTEMS[_name(system)][0]
+    """Hexadecimal colour of a system; a variant has its family's. Raises KeyError for one without a colour."""
+    return SYSTEMS[_family(system)][0]
 
 
 def marker(system: str) -> str:
     """Matplotlib marker of a system."""
-    return SYSTEMS[_name(system)][1]
+    return SYSTEMS[_family(system)][1]

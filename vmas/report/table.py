@@ -172,7 +172,10 @@ def figure(record: Record) -> "Figure":
     names, metrics = datasets(record), list(dict.fromkeys(r.metric for r in computed))
     systems = list(dict.fromkeys(r.system for r in computed))
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
-        fig = Figure(figsize=(1.95 * len(metrics) + 2.2, 1.7 * len(names) + 1.1), layout="constrained")
+        fig = Figure(
+            figsize=(1.95 * len(metrics) + 2.2, max(1.7, 0.25 * len(systems) + 0.5) * len(names) + 1.1),
+            layout="constrained",
+        )
         axes = fig.subplots(len(names), len(metrics), squeeze=False, sharey=True, sharex="col")
         for i, dataset in enumerate(names):
             for j, metric in enumerate(metrics):

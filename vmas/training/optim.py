@@ -55,6 +55,11 @@ def build_schedule(optimizer, warmup_steps: int, total: int):
     return get_cosine_schedule_with_warmup(optimizer, warmup_steps, total)
 
 
+def _own(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process holds of each tensor, sharing its memory: DTensor knows no _foreach_ operations."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in (t.detach() for t in tensors)]
+
+
 class EMA:
     """θ̄ ← γ θ̄ + (1-γ) θ over the trained parameters; θ̄ begins as θ (appendix B: γ = .99).
 
@@ -69,22 +74,22 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(self.average, [p.detach() for p in self._live], 1 - self.decay)
+        torch._foreach_lerp_(_own(self.average), _own(self._live), 1 - self.decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The module holds the average inside the block, and its own weights again afterwards."""
-        own = [p.detach().clone() for p in self._live]
+        own = [p.clone() for p in _own(self._live)]
         self.copy_to_module()
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(list[Tensor](self._live), own)
+                torch._foreach_copy_(_own(self._live), own)
 
     @torch.no_grad()
     def copy_to_module(self) -> None:
-        torch._foreach_copy_(list[Tensor](self._live), self.average)
+        torch._foreach_copy_(_own(self._live), _own(self.average))
 
     def state_dict(self) -> list[Tensor]:
         return self.average
