@@ -133,9 +133,12 @@ def test_palette_is_fixed_and_distinct():
         assert palette.marker(system)
     for r in paper.quoted_rows("table3"):
         assert palette.colour(r.system).startswith("#")
-    marks = [(palette.colour(s), palette.marker(s)) for s in palette.SYSTEMS]
-    assert len(set(marks)) == len(marks)
-    assert len({c for c, _ in marks}) == len(marks)
+    for together in (palette.SYSTEMS, palette.STEPS):
+        marks = [(palette.colour(s), palette.marker(s)) for s in together]
+        assert len(set(marks)) == len(marks)
+        assert len({c for c, _ in marks}) == len(marks)
+    assert palette.colour("+ beat weighting over Σw") == palette.colour("VMAs (ours)")
+    assert palette.colour("+ contrastive, τ = .1") == palette.STEPS["+ contrastive"][0]
     with pytest.raises(KeyError):
         palette.colour("somebody")
 

@@ -10,24 +10,27 @@ SYSTEMS: dict[str, tuple[str, str]] = {
     "VidMusicGen": ("#56B4E9", "<"),
     "Vid2MLDM": ("#009E73", ">"),
     "V2Meow": ("#CC79A7", "P"),
+}
+# Rows of an ablation, never in one figure with the other systems; the last is VMAs itself.
+STEPS: dict[str, tuple[str, str]] = {
     "Autoregressive baseline": ("#56B4E9", "o"),
     "+ contrastive": ("#E69F00", "o"),
-    "+ beat weighting": ("#D55E00", "h"),
+    "+ beat weighting": SYSTEMS["VMAs"],
 }
 
 
 def _family(system: str) -> str:
     """The entry that a system belongs to: its name without role, citation or what a variant changes."""
     name = system.split(" (")[0].split(" [")[0]
-    found = [entry for entry in SYSTEMS if name == entry or name.startswith((f"{entry},", f"{entry} "))]
+    found = [entry for entry in {**SYSTEMS, **STEPS} if name == entry or name.startswith((f"{entry},", f"{entry} "))]
     return max(found, key=len) if found else name
 
 
 def colour(system: str) -> str:
     """Hexadecimal colour of a system; a variant has its family's. Raises KeyError for one without a colour."""
-    return SYSTEMS[_family(system)][0]
+    return {**SYSTEMS, **STEPS}[_family(system)][0]
 
 
 def marker(system: str) -> str:
     """Matplotlib marker of a system."""
-    return SYSTEMS[_family(system)][1]
+    return {**SYSTEMS, **STEPS}[_family(system)][1]
