@@ -52,6 +52,7 @@ class CorpusConfig:
     val: int
     test: int
     shifted: int
+    music: int  # clips of music alone, for the decoder's first stage
     fps: float
     size: int
     crf: int
@@ -105,7 +106,7 @@ class EncoderConfig:
     patch_stride: tuple[int, int, int]
     patch_padding: tuple[int, int, int]
     drop_path_rate: float
-    motion_steps: int  # steps of motion pretraining (mini: stands for Kinetics weights), 0 = none
+    motion_steps: int  # steps of pretraining on motion and thumbnails (mini: stands for Hiera's weights), 0 = none
     motion_batch: int
     motion_lr: float
     weights: str | None
@@ -156,6 +157,7 @@ class TrainConfig:
     grad_accum: int
     optimizer: str  # "dadapt_adam" or "adamw"
     lr: float
+    pretrain_lr: float  # of the decoder on music alone
     encoder_lr_scale: float  # of stage 2: the encoder's learning rate over lr
     betas: tuple[float, float]
     weight_decay: float

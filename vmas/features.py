@@ -179,6 +179,49 @@ def build_tokens(profile: Profile, split: str, codec, progress: bool = True) -> 
     return out
 
 
+def _render(index: int, profile: Profile) -> np.ndarray:
+    """Waveform float32 [samples] of clip `index` of the corpus's music alone."""
+    from vmas.corpus import sample_spec
+    from vmas.corpus.sound import render_audio
+
+    clip = profile.clip
+    wav = render_audio(sample_spec("music", index, profile.corpus, clip.seconds), clip.sample_rate)
+    return np.pad(wav, (0, max(0, clip.num_samples - len(wav))))[: clip.num_samples]
+
+
+def load_music(profile: Profile, codec, workers: int | None = None, progress: bool = True) -> np.ndarray:
+    """Tokens int16 [corpus.music,K,t_a] of further music without pictures, rendered here and kept per codec.
+
+    For the decoder's first stage only (it stands for MusicGen's weights, which were trained on music alone).
+    An interrupted call is resumed.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    total, clip = profile.corpus.music, profile.clip
+    folder = paths.features(profile.name) / "music"
+    out = folder / f"tokens-{codec.sha256[:16]}.npy"
+    state, key = out.with_suffix(".json"), _key(profile, "music")
+    kept = json.loads(state.read_text(encoding="utf-8")) if state.is_file() and out.is_file() else {}
+    done = kept["done"] if (kept.get("key"), kept.get("total")) == (key, total) else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (total, codec.n_q, profile.num_tokens)
+    tokens = np.lib.format.open_memmap(out, mode="r+" if done else "w+", dtype=np.int16, shape=shape)
+    device = next(codec.parameters()).device
+    hide = None if progress else True
+    bar = tqdm(total=total, initial=done, desc="music", unit="clip", disable=hide)
+    with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool, bar, torch.inference_mode():
+        for start in range(done, total, CHUNK):
+            some = range(start, min(start + CHUNK, total))
+            waves = np.stack(list(pool.map(partial(_render, profile=profile), some, chunksize=8)))
+            wav = torch.from_numpy(waves[:, None, : clip.num_samples]).to(device)
+            tokens[some.start : some.stop] = codec.encode(wav)[..., : profile.num_tokens].cpu().numpy()
+            tokens.flush()
+            _write_json(state, {"key": key, "done": some.stop, "total": total})
+            bar.update(len(some))
+    return np.load(out, mmap_mode="r")
+
+
 def load_split(profile: Profile, split: str, codec=None, progress: bool = True) -> SplitFeatures:
     """Arrays of a split, made first where they are missing; with a codec also its tokens."""
     from vmas.corpus import GENRES, load_manifest

@@ -12,7 +12,7 @@ STAGES: dict[str, int] = {
     "mv_align": 1,
     "tagger": 1,
     "evaluation": 3,
-    "training": 2,
+    "training": 3,
 }
 
 

@@ -19,6 +19,7 @@ from vmas.corpus.genres import (
 from vmas.errors import UsageError, nearest
 
 SPLITS = ("train", "val", "test", "shifted")
+DRAWS = (*SPLITS, "music")  # "music": further clips of which only the music is made, for the decoder's first stage
 KEYS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 ATTRIBUTES = ("tempo", "lead", "chords", "bass", "drums", "harmony", "palette", "texture")
@@ -103,19 +104,19 @@ def clip_id(split: str, index: int) -> str:
 def parse_id(name: str) -> tuple[str, int]:
     """Split and index of a clip id. Raises UsageError."""
     split, _, number = name.rpartition("-")
-    if split not in SPLITS or not number.isdecimal() or clip_id(split, int(number)) != name:
+    if split not in DRAWS or not number.isdecimal() or clip_id(split, int(number)) != name:
         raise UsageError(f"{name!r} is no clip id: write for example test-00017")
     return split, int(number)
 
 
 def _rng(cfg: CorpusConfig, split: str, index: int, part: int) -> np.random.Generator:
-    return np.random.default_rng([cfg.seed, SPLITS.index(split), index, part])
+    return np.random.default_rng([cfg.seed, DRAWS.index(split), index, part])
 
 
 def sample_spec(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec:
     """The clip number `index` of `split`. Raises UsageError for an unknown split or a negative index."""
-    if split not in SPLITS:
-        raise UsageError(f"unknown split {split!r}: {nearest(split, SPLITS)}")
+    if split not in DRAWS:
+        raise UsageError(f"unknown split {split!r}: {nearest(split, DRAWS)}")
     if index < 0:
         raise UsageError(f"clip index {index} is negative")
     first = index

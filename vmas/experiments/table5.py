@@ -33,7 +33,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("alpha-.5", "+ beat weighting, α = .5", _beat(alpha=0.5), about="eq. 3"),
     Condition("no-bias", "Autoregressive baseline, no time bias", {**BASELINE, "decoder": {"time_bias_s": None}}),
     Condition(
-        "no-motion", "Autoregressive baseline, no motion pretraining", {**BASELINE, "encoder": {"motion_steps": 0}}
+        "no-motion", "Autoregressive baseline, encoder not pretrained", {**BASELINE, "encoder": {"motion_steps": 0}}
     ),
 )
 PAPER = tuple(c.name for c in CONDITIONS if c.paper)

@@ -24,6 +24,7 @@ from vmas.config import TrainConfig, sha256
 from vmas.errors import CheckpointError, DataError
 from vmas.training import sharded
 from vmas.training.data import ClipDataset, Source
+from vmas.training.memory import keep_freed
 from vmas.training.optim import EMA, build_optimizer, build_schedule
 from vmas.training.state import Checkpoints, save_state
 
@@ -136,6 +137,8 @@ class Run:
     def __init__(self, task: nn.Module, cfg: TrainConfig, stage: Stage, folder: Path, seed: int, device: str, key):
         self.cfg, self.stage, self.folder, self.seed = cfg, stage, folder, seed
         self.accelerator = make_accelerator(cfg, folder, device)
+        if self.accelerator.device.type == "cpu":
+            keep_freed()
         split = self.accelerator.distributed_type.value == "FSDP"
         groups = getattr(task, "param_groups", None)
         trained = groups(stage.lr) if groups else [p for p in task.parameters() if p.requires_grad]

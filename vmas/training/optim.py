@@ -34,7 +34,7 @@ def build_optimizer(parameters, cfg: TrainConfig, lr: float, sharded: bool = Fal
     Raises ConfigError for an unknown optimizer, and for D-Adaptation on shards without a GPU.
     """
     if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+        return torch.optim.AdamW(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
     if cfg.optimizer == "dadapt_adam":
         from dadaptation import DAdaptAdam
 

@@ -29,14 +29,18 @@ class CorpusData:
     def __init__(self, profile: Profile, codec: Any, progress: bool = True):
         from vmas.features import load_split
 
-        self.profile = profile
+        self.profile, self.codec, self.progress = profile, codec, progress
         self.splits = {s: load_split(profile, s, codec, progress) for s in SPLITS}
 
     def motion(self, split: str) -> ClipDataset:
         return motion_data(self.splits[split])
 
     def music(self, split: str) -> ClipDataset:
-        return music_data(self.splits[split])
+        from vmas.features import load_music
+
+        if split != "train" or not self.profile.corpus.music:
+            return music_data(self.splits[split])
+        return music_data(self.splits[split], load_music(self.profile, self.codec, progress=self.progress))
 
     def vmas(self, split: str, rows: np.ndarray | None = None) -> ClipDataset:
         return vmas_data(self.splits[split], self.profile, rows)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vmas import paths
+from vmas import paths, versions
 from vmas.config import Profile, TrainConfig, sha256
 from vmas.errors import UsageError
 from vmas.training import sharded
@@ -20,6 +20,8 @@ from vmas.training.loop import Preempted, Stage, fit, recipe
 from vmas.training.sources import Data, open_data
 
 STAGE_1 = {
+    "lr": 0.0,
+    "pretrain_lr": 0.0,
     "freeze": (),
     "encoder_lr_scale": 1.0,
     "cfg_dropout": 0.0,
@@ -39,7 +41,7 @@ class Session:
 
     def folder(self, cfg: TrainConfig, stage: Stage, *parts) -> Path:
         """Where a stage keeps its state: named by everything that it depends on."""
-        key = sha256(self.profile.clip, self.profile.corpus, recipe(cfg), stage, *parts)
+        key = sha256(self.profile.clip, self.profile.corpus, recipe(cfg), stage, versions.of("training"), *parts)
         return paths.cache() / "train" / self.profile.name / f"{stage.name}-seed{self.seed}-{key[:8]}"
 
     def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
@@ -53,7 +55,7 @@ class Session:
 
 
 def pretrain_encoder(session: Session, data: Data) -> tuple[nn.Module, dict]:
-    """Stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights); left out at 0 steps."""
+    """Stage 1a: the encoder learns motion and thumbnails (stands for Hiera's weights); left out at 0 steps."""
     from vmas.model import build_encoder
     from vmas.training.tasks import MotionTask
 
@@ -62,7 +64,7 @@ def pretrain_encoder(session: Session, data: Data) -> tuple[nn.Module, dict]:
     encoder = build_encoder(session.profile)
     if not e.motion_steps:
         return encoder, {}
-    session.say("stage 1a: the encoder learns motion (stands for Hiera's Kinetics weights)")
+    session.say("stage 1a: the encoder learns motion and thumbnails (stands for Hiera's weights)")
     task = MotionTask(encoder, *MotionTask.statistics(data.flow("train")))
     stage = Stage("motion", e.motion_steps, e.motion_batch, e.motion_lr, e.motion_steps // 10)
     cfg = replace(session.profile.train, optimizer="adamw", **STAGE_1)
@@ -81,7 +83,9 @@ def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[n
         return decoder, {}
     session.say("stage 1b: the decoder learns music without video (stands for MusicGen's weights)")
     task = MusicTask(decoder, p.encoder.out_dim, p.num_video_tokens)
-    stage = Stage("music", cfg.pretrain_steps, cfg.batch_size, cfg.lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4))
+    stage = Stage(
+        "music", cfg.pretrain_steps, cfg.batch_size, cfg.pretrain_lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4)
+    )
     both = data.music("train"), data.music("val")
     return task.decoder, session.fit(task, both, replace(cfg, **STAGE_1), stage, p.decoder, codec_sha256)
 
