@@ -192,6 +192,8 @@ def _decoder_products(model: Skeleton, profile: Profile, clips: int) -> Iterator
         c = profile.codec
         pooled = Gemm("linear", 1, clips, both.shape[1], both.shape[0])
         yield Product("video_to_music", pooled, both.requires_grad + video)
+        over_time = Gemm("linear", clips * c.n_q, 1, profile.num_tokens, c.bins)  # the mean of Ŷ, as a product
+        yield Product("video_to_music", over_time, int(x))
         yield Product("video_to_music", Gemm("linear", 1, clips, c.n_q * c.bins, c.dim), 1)  # M = ŶE, E is constant
         yield Product("video_to_music", Gemm("linear", 1, clips, c.dim, clips), 2)  # the cosines of eq. 2
 
