@@ -10,10 +10,12 @@ import torch
 from vmas import config, media
 from vmas.codec import build_codec, save_codec
 from vmas.corpus import GENRES
+from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Options
 from vmas.embedders.tagger import MiniTagger, TaggerConfig, save_tagger
 
 FPS, SIZE, RATE = 12, 64, 32000
+OUTSIDE = ("timings.json", ".build")  # what may differ from run to run
 PROFILE = config.load(
     "smoke",
     {
@@ -78,3 +80,19 @@ def checkpoints(folder: Path) -> Path:
 def options(root: Path, **changes) -> Options:
     plain = Options(PROFILE, checkpoints=str(root), shard_size=3, skip=("vocals",))
     return dataclasses.replace(plain, **changes)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """The files of a built dataset by name, without those of `OUTSIDE`."""
+    files = (p for p in out.rglob("*") if p.is_file())
+    return {str(p.relative_to(out)): p.read_bytes() for p in files if not {*p.relative_to(out).parts} & {*OUTSIDE}}
+
+
+def broken(folder: Path, videos: list[Video], n: int) -> list[Video]:
+    """`videos` with `n` files that are no media added."""
+    out = list(videos)
+    for i in range(n):
+        path = folder / f"bad{i}.mp4"
+        path.write_bytes(b"no video" * 100)
+        out.append(Video(f"bad{i}", str(path), f"bad{i}"))
+    return out

@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+from vmas.dataset.tasks import Screen
+
 
 def die_once(task: tuple[str, int], tools) -> int:
     """Work for the pool: kills its own process the first time that number 2 comes."""
@@ -16,3 +18,27 @@ def die_once(task: tuple[str, int], tools) -> int:
 
 def die(task, tools) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def strike(item, state, tools) -> dict:
+    """A step that kills its own process when item "killer" comes: once where the item's path is a folder, which then
+    remembers it, else every time."""
+    folder = Path(item.path)
+    if item.id == "killer" and not (folder / "died").exists():
+        if folder.is_dir():
+            (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"id": item.id}
+
+
+def keep(item, state, tools) -> dict:
+    return state
+
+
+class Striking(Screen):
+    """A job with that step in the middle, where the models are."""
+
+    steps = (keep, strike, keep)
+
+    def has_models(self, options) -> bool:
+        return True

@@ -1,10 +1,12 @@
 """The builder end to end: what stays and what does not, kills and restarts, faults, splits without leakage."""
 
+import contextlib
 import dataclasses
 import fcntl
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,21 +17,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dataset_files import PROFILE, checkpoints, folder_of_videos, options, video
+from dataset_files import PROFILE, broken, checkpoints, content, folder_of_videos, options, video
 from dataset_work import die, die_once
 
 import vmas.dataset
 from vmas import cli
 from vmas.beats import BeatOptions, align
 from vmas.dataset import build as builder
-from vmas.dataset import pool, shards
+from vmas.dataset import pool, shards, stages
 from vmas.dataset.build import build
 from vmas.dataset.manifest import Video, read_manifest
 from vmas.dataset.stages import Tools
 from vmas.errors import DataError
 
 HERE = Path(__file__).parent
-OUTSIDE = ("timings.json", ".build")  # what may differ from run to run
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +57,6 @@ def plain(root, videos, tmp_path_factory):
     """Without the slow stage."""
     out = tmp_path_factory.mktemp("plain") / "out"
     return build(videos, out, options(root, test=1), workers=1, progress=False)
-
-
-def content(out: Path) -> dict[str, bytes]:
-    files = (p for p in out.rglob("*") if p.is_file())
-    return {str(p.relative_to(out)): p.read_bytes() for p in files if not {*p.relative_to(out).parts} & {*OUTSIDE}}
 
 
 def test_clips_of_good_videos_and_nothing_else(built):
@@ -173,23 +169,65 @@ from vmas.dataset.manifest import read_manifest
 from pathlib import Path
 if __name__ == "__main__":
     root, out = map(Path, sys.argv[1:3])
-    build(read_manifest(root / "videos.csv"), out, options(root, test=1), workers=1, progress=False)
+    build(read_manifest(root / "videos.csv"), out, options(root, test=1), workers=int(sys.argv[4]), progress=False)
 """
 
 
+@pytest.fixture
+def run(root, tmp_path):
+    """Starts a build in a process of its own, with so many workers, and waits till it is writing a shard."""
+
+    def start(workers: int) -> subprocess.Popen:
+        line = [sys.executable, "-c", RUN, str(root), str(tmp_path / "out"), str(HERE), str(workers)]
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.time() + 300
+        while not list(tmp_path.glob("out/train/*shard*")) and process.poll() is None and time.time() < deadline:
+            time.sleep(0.02)
+        return process
+
+    return start
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes of the pool that `pid` started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            line = (stat.parent / "cmdline").read_bytes()
+            if stat.read_text().rsplit(")", 1)[1].split()[1] == str(pid) and b"spawn_main" in line:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
 @pytest.mark.slow
-def test_kill_9_of_the_driver_and_restart(plain, root, videos, tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", RUN, str(root), str(out), str(HERE)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 60
-    while not list(out.glob("train/*.tar")) and process.poll() is None and time.time() < deadline:
-        time.sleep(0.02)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kill_9_of_the_driver_and_restart(plain, root, videos, run, tmp_path, workers):
+    process = run(workers)
+    others = workers_of(process.pid)
+    assert len(others) == (workers if workers > 1 else 0)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    out = tmp_path / "out"
     assert not (out / "dataset.json").exists()
+    deadline = time.time() + 60
+    while any(map(alive, others)) and time.time() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, others))  # else they would write where the next run does
     build(videos, out, options(root, test=1), workers=1, progress=False)
     assert content(out) == content(plain.out)
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_worker_changes_no_byte(plain, run, tmp_path):
+    process = run(2)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    assert process.wait(300) == 0
+    assert content(tmp_path / "out") == content(plain.out)  # and nothing half-written is left
 
 
 def test_a_killed_worker_costs_its_task_another_try(root, tmp_path):
@@ -219,16 +257,6 @@ def test_other_options_or_foreign_shards_refuse(plain, root, videos, tmp_path):
         build(videos, tmp_path, options(root), workers=1, progress=False)
 
 
-def broken(folder, videos, n):
-    """`videos` with `n` files that are no media added."""
-    out = list(videos)
-    for i in range(n):
-        path = folder / f"bad{i}.mp4"
-        path.write_bytes(b"no video" * 100)
-        out.append(Video(f"bad{i}", str(path), f"bad{i}"))
-    return out
-
-
 def test_a_failing_video_is_recorded_and_the_rest_goes_on(root, videos, tmp_path):
     out = build(broken(tmp_path, videos, 1), tmp_path / "out", options(root), workers=1, progress=False).out
     ledger = pd.read_parquet(out / "rejected.parquet").set_index("id")
@@ -236,6 +264,27 @@ def test_a_failing_video_is_recorded_and_the_rest_goes_on(root, videos, tmp_path
     assert ledger.loc["bad0", "stage"] == "probe"
     assert ledger.loc["bad0", "reason"].startswith("MediaError: bad0.mp4: ")
     assert len(vmas.dataset.open(out / "train")) == 14
+
+
+def test_a_stage_that_fails_on_one_clip_is_recorded_and_tried_again(plain, root, videos, tmp_path, monkeypatch):
+    out, real = tmp_path / "out", stages._tokens
+
+    def fail(music, tools):
+        if len(calls) == 4:
+            calls.append(1)
+            raise RuntimeError("CUDA error: out of memory")
+        calls.append(1)
+        return real(music, tools)
+
+    calls: list[int] = []
+    monkeypatch.setattr(stages, "_tokens", fail)
+    done = build(videos, out, options(root, test=1), workers=1, progress=False)
+    (failed,) = [r for r in done.ledger if r.kind == "failed"]
+    assert (failed.stage, failed.reason) == ("tokens", "RuntimeError: CUDA error: out of memory")
+    assert done.kept == {"train": 11, "val": 0, "test": 2}
+    monkeypatch.undo()
+    build(videos, out, options(root, test=1), workers=1, progress=False)
+    assert content(out) == content(plain.out)
 
 
 def test_too_many_failures_stop_the_run_with_a_summary(root, videos, tmp_path):
@@ -259,6 +308,21 @@ def test_full_disk_stops_and_says_so(root, videos, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "out" / "train").iterdir()) == ["shard-000000.json", "shard-000000.tar"]
     monkeypatch.undo()
     assert build(videos, tmp_path / "out", options(root), workers=1, progress=False).kept["train"] == 14
+
+
+def test_disk_that_takes_no_more_bytes_leaves_no_part_of_a_shard(plain, root, videos, tmp_path):
+    out = tmp_path / "out"
+    sizes = sorted(p.stat().st_size for p in plain.out.rglob("*.tar"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[-1] // 2, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"shard-00000\d\.tar: cannot be written: File too large"):
+            build(videos, out, options(root, test=1), workers=1, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [p for p in out.rglob("*shard-*") if shards.verify_shard(p.with_suffix(".tar"))]
+    build(videos, out, options(root, test=1), workers=1, progress=False)
+    assert content(out) == content(plain.out)
 
 
 def test_stages_can_be_left_out(root, videos, tmp_path):

@@ -102,6 +102,11 @@ def test_clip_embedder_runs_with_a_given_model_and_asks_for_weights_without(monk
     x = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     assert embed(x).shape == (3, 512)
     np.testing.assert_allclose(embed(x[:1])[0], embed(x)[0], atol=1e-5)
+    embed.model.save_pretrained(tmp_path / "copy" / "clip")  # a folder as the real weights come in
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path / "copy"))
+    loaded = frames.build_embedder("clip")
+    np.testing.assert_array_equal(loaded(x), frames.ClipEmbedder(embed.model, key="tiny")(x))
+    assert -0.5 < frame_similarity(loaded(x)) <= 1
     monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsUnavailable, match=r"openai/clip-vit-base-patch32 \(MIT\)"):
         frames.build_embedder("clip")

@@ -35,7 +35,7 @@ def split(n=N, seed=0):
     ids = [f"train-{i:05d}" for i in range(n)]
     table = pd.DataFrame({"id": ids, "genre": "rock", "index": np.arange(n)})
     none = np.zeros((n, 0), np.float32)
-    return SplitFeatures(ids, np.zeros(n, int), table, frames, flow, none, none, beats, tokens)
+    return SplitFeatures(ids, np.zeros(n, int), table, frames, flow, none, none, beats, none, tokens)
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,20 @@ the same bytes as one that was not. Only `timings.json` tells them apart.
 import contextlib
 import fcntl
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vmas.config import sha256
-from vmas.dataset import card, dedupe, pool, shards, stages
+from vmas.dataset import card, dedupe, shards, stages
 from vmas.dataset.manifest import Video, content_sha256
-from vmas.dataset.stages import Options, Rejected, Tools
+from vmas.dataset.pool import Backend, Local
+from vmas.dataset.splits import select
+from vmas.dataset.stages import Clip, Options, Tools
+from vmas.dataset.tasks import FAILED, REJECTED, Block, Job, Make, Row, Screen, ShardTask
 from vmas.errors import DataError
 
 WORK, LOCK, PLAN = ".build", "lock", "plan.json"
@@ -30,18 +31,7 @@ LEDGER, TIMINGS = "rejected.parquet", "timings.json"
 SPLITS = ("train", "val", "test")
 BLOCK = 16  # videos that are screened together
 MAX_FAILED = 0.05
-REJECTED, FAILED = "rejected", "failed"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the ledger: what a video or clip was left out for. `kind` tells a decision from an error."""
-
-    id: str
-    stage: str
-    kind: str
-    reason: str
-    score: float | None = None
+SMALL = 8  # videos that are done in this process before others have loaded their libraries
 
 
 @dataclass
@@ -69,19 +59,26 @@ def build(
     device: str = "cpu",
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
+    backend: Backend | None = None,
 ) -> Result:
     """Build the dataset in `out`, or finish what a stopped run began there.
+
+    The work is done by `workers` processes of this machine (default: one per core, for a few videos none but this
+    one), or where `backend` does it, such as `vmas.dataset.cluster.Ray`; the bytes are the same.
 
     Leaves `<split>/shard-*.tar` with their indexes, `rejected.parquet` (id, stage, kind, reason, score),
     `dataset_card.md`, `timings.json` (seconds per stage and process) and, last, `dataset.json`. Raises DataError when
     another run works on the folder, when it holds a build of other videos or options, when more than 5% of the
     videos or clips fail, when no clip is left, or when the disk is full.
     """
-    out = Path(out)
+    out = Path(out).absolute()  # processes elsewhere start in another folder
+    if backend is None:
+        backend = Local(workers or (1 if len(videos) <= SMALL else os.cpu_count() or 1))
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
         with _locked(out):
-            return _build(list(videos), out, options, workers or os.cpu_count() or 1, device, progress, say)
+            with backend:
+                return _build(list(videos), out, options, backend, device, progress, say)
     except OSError as e:
         raise DataError(f"{e.filename or out}: cannot be written: {e.strerror or e}") from e
 
@@ -97,7 +94,9 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _build(videos: list[Video], out: Path, options: Options, workers: int, device: str, progress: bool, say) -> Result:
+def _build(
+    videos: list[Video], out: Path, options: Options, backend: Backend, device: str, progress: bool, say
+) -> Result:
     tools = Tools(options, device)
     keys = tools.keys()
     plan = {
@@ -107,13 +106,13 @@ def _build(videos: list[Video], out: Path, options: Options, workers: int, devic
     _same_plan(out, plan)
     result = Result(out, len(videos))
     say(f"screening {len(videos)} videos")
-    found = _screen(videos, out, tools, workers, progress, result)
+    found = _screen(videos, out, tools, backend, progress, result)
     splits = _compare(videos, found, options, result)
     say("making clips: " + ", ".join(f"{sum(s == n for s in splits.values())} {n}" for n in SPLITS) + " videos")
-    made = _make(videos, found, splits, out, tools, workers, progress, result)
+    made = _make(videos, found, splits, out, tools, backend, progress, result)
     if not any(len(s) for part in made.values() for s in part):
         raise DataError(f"{out}: no clip is left; {result.line()}")
-    _finish(out, videos, options, keys, plan, made, result)
+    _finish(out, videos, options, keys, plan, made, result, device)
     return result
 
 
@@ -129,9 +128,14 @@ def _same_plan(out: Path, plan: dict[str, str]) -> None:
         if any(out.glob("*/*.tar")) or any(out.glob("*.tar")):
             raise DataError(f"{out}: holds shards that this command did not make; name another folder")
         shards.write_text(path, json.dumps(plan) + "\n")
-    for split in SPLITS:  # what a killed process was writing
-        for path in (out / split).glob(".shard-*"):
-            path.unlink(missing_ok=True)
+    for split in SPLITS:
+        _remove_asides(out / split)
+
+
+def _remove_asides(folder: Path) -> None:
+    """What a killed process was writing."""
+    for path in folder.glob(".shard-*"):
+        path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -151,7 +155,7 @@ class _Progress:
             raise DataError(f"{len(failed)} of {self.total} {self.what} failed, more than {MAX_FAILED:.0%}: {worst}")
 
 
-def _run(work, tasks: dict[str, Any], out: Path, tools: Tools, workers: int, progress: bool, state: _Progress, usable):
+def _run(job: Job, tasks: dict[str, Any], out: Path, tools: Tools, backend: Backend, progress: bool, state, usable):
     """name → record of every task: read where it is marked and `usable`, else made and marked. A record holds
     "rows" of the ledger and "seconds" per stage."""
     from tqdm.auto import tqdm
@@ -165,7 +169,7 @@ def _run(work, tasks: dict[str, Any], out: Path, tools: Tools, workers: int, pro
             state.add([Row(**r) for r in record["rows"]])
     left = [n for n in tasks if n not in records]
     bar = tqdm(total=len(tasks), initial=len(records), desc=state.what, disable=None if progress else True)
-    with bar, contextlib.closing(pool.run(work, [tasks[n] for n in left], tools, workers)) as results:
+    with bar, contextlib.closing(backend.run(job, [tasks[n] for n in left], tools)) as results:
         for i, record in results:
             shards.write_text(out / WORK / f"{left[i]}.json", json.dumps(record, sort_keys=True) + "\n")
             records[left[i]] = record
@@ -181,30 +185,10 @@ def _read(path: Path) -> dict | None:
         return None
 
 
-def _guarded(name: str, video: Video, tools: Tools, rows: list[Row], act: Callable[[], Any]) -> Any:
-    """act(), or None with a line in the ledger."""
-    try:
-        return act()
-    except Rejected as e:
-        rows.append(Row(name, e.stage, REJECTED, e.reason, None if math.isnan(e.score) else round(e.score, 6)))
-    except Exception as e:  # whatever one video does to a decoder or a model must not end the run
-        reason = " ".join(str(e).split()).replace(video.path, Path(video.path).name)  # no machine's paths
-        rows.append(Row(name, tools.stage, FAILED, f"{type(e).__name__}: {reason[:300]}"))
-    return None
-
-
-def screen_block(videos: list[Video], tools: Tools) -> dict[str, Any]:
-    """One task of the first phase."""
-    rows: list[Row] = []
-    known = {v.id: _guarded(v.id, v, tools, rows, partial(stages.screen, v, tools)) for v in videos}
-    kept = {name: k for name, k in known.items() if k is not None}
-    return {"known": kept, "rows": [asdict(r) for r in rows], "seconds": tools.take_seconds()}
-
-
-def _screen(videos, out: Path, tools: Tools, workers: int, progress: bool, result: Result) -> dict[str, dict]:
-    blocks = {f"screen-{i // BLOCK:06d}": videos[i : i + BLOCK] for i in range(0, len(videos), BLOCK)}
+def _screen(videos, out: Path, tools: Tools, backend: Backend, progress: bool, result: Result) -> dict[str, dict]:
+    blocks = {f"screen-{i // BLOCK:06d}": Block(videos[i : i + BLOCK]) for i in range(0, len(videos), BLOCK)}
     state = _Progress(len(videos), "videos")
-    records = _run(screen_block, blocks, out, tools, workers, progress, state, lambda *_: True)
+    records = _run(Screen(), blocks, out, tools, backend, progress, state, lambda *_: True)
     _take(records, result)
     return {name: known for r in records.values() for name, known in r["known"].items()}
 
@@ -226,7 +210,7 @@ def _compare(videos: list[Video], found: dict[str, dict], options: Options, resu
             dedupe.track_key(v.artist, v.track),
             tuple(found[v.id].get("pictures", ())),
             found[v.id].get("sound", 0),
-            1 - found[v.id].get("similarity", 0.0),
+            found[v.id].get("quality", 1 - found[v.id].get("similarity", 0.0)),
         )
         for v in here
     ]
@@ -235,57 +219,21 @@ def _compare(videos: list[Video], found: dict[str, dict], options: Options, resu
         reason = f"same picture and sound as {known[duplicates[i]].id}"
         result.ledger.append(Row(known[i].id, "duplicates", REJECTED, reason))
     stay = [i for i in range(len(known)) if i not in duplicates]
-    splits = dedupe.hold_out([known[i] for i in stay], [group[i] for i in stay], options.val, options.test)
-    for i, split in zip(stay, splits, strict=True):
+    chosen = select([known[i] for i in stay], [group[i] for i in stay], options.val, options.test)
+    for i, split in zip(stay, chosen, strict=True):
         if not split:
             reason = "shares source, track, picture or sound with a held-out video"
             result.ledger.append(Row(known[i].id, "splits", REJECTED, reason))
-    return {known[i].id: split for i, split in zip(stay, splits, strict=True) if split}
+    return {known[i].id: split for i, split in zip(stay, chosen, strict=True) if split}
 
 
-@dataclass(frozen=True)
-class _ShardTask:
-    path: str
-    clips: list[tuple[Video, float, dict]]
-
-    @property
-    def key(self) -> str:
-        return sha256([[stages.clip_name(v, start), known] for v, start, known in self.clips])
-
-
-def make_shard(task: _ShardTask, tools: Tools) -> dict[str, Any]:
-    """One task of the second phase: writes the shard, or none when every clip is left out."""
-    rows: list[Row] = []
-
-    def samples() -> Iterator[dict[str, Any]]:
-        for video, start, known in task.clips:
-            name = stages.clip_name(video, start)
-            make = partial(stages.make_clip, video, start, known, tools)
-            sample = _guarded(name, video, tools, rows, make)
-            if sample is not None:
-                count.append(name)
-                yield sample
-
-    count: list[str] = []
-    shard = shards.write_shard(task.path, samples())
-    if not count:
-        Path(task.path).unlink()
-        Path(task.path).with_suffix(".json").unlink()
-    return {
-        "key": task.key,
-        "rows": [asdict(r) for r in rows],
-        "seconds": tools.take_seconds(),
-        "sha256": shard.sha256 if count else None,
-    }
-
-
-def _make(videos, found, splits, out: Path, tools: Tools, workers: int, progress: bool, result: Result):
+def _make(videos, found, splits, out: Path, tools: Tools, backend: Backend, progress: bool, result: Result):
     """split → finished shards."""
-    size, tasks, total = tools.options.shard_size, dict[str, _ShardTask](), 0
+    size, tasks, total = tools.options.shard_size, dict[str, ShardTask](), 0
     for split in SPLITS:
         here = [v for v in videos if splits.get(v.id) == split]
         clips = [
-            (v, start, {k: x for k, x in found[v.id].items() if k not in ("pictures", "sound")})
+            Clip(v, start, {k: x for k, x in found[v.id].items() if k not in ("pictures", "sound", "quality")})
             for v in here
             for start in stages.segment_starts(v, found[v.id]["seconds"], tools.options)
         ]
@@ -294,7 +242,7 @@ def _make(videos, found, splits, out: Path, tools: Tools, workers: int, progress
             (out / split).mkdir(exist_ok=True)
         for n, i in enumerate(range(0, len(clips), size)):
             path = str(out / split / shards.shard_name(n))
-            tasks[f"{split}-{n:06d}"] = _ShardTask(path, clips[i : i + size])
+            tasks[f"{split}-{n:06d}"] = ShardTask(path, clips[i : i + size])
 
     def usable(name: str, record: dict) -> bool:
         mark = shards.read_mark(tasks[name].path)
@@ -302,22 +250,23 @@ def _make(videos, found, splits, out: Path, tools: Tools, workers: int, progress
         return same and record["key"] == tasks[name].key
 
     state = _Progress(total, "clips")
-    records = _run(make_shard, tasks, out, tools, workers, progress, state, usable)
+    records = _run(Make(), tasks, out, tools, backend, progress, state, usable)
     _take(records, result)
     made: dict[str, list[shards.Shard]] = {s: [] for s in SPLITS}
     for name in tasks:
         mark = shards.read_mark(tasks[name].path)
         if mark is not None:
             made[name.split("-")[0]].append(mark)
-    for split in SPLITS:  # of a run that had planned more
+    for split in SPLITS:  # of a run that had planned more, and of workers that were killed in this one
         for path in {*(out / split).glob("shard-*.tar")} - {out / split / s.name for s in made[split]}:
             path.unlink()
             path.with_suffix(".json").unlink(missing_ok=True)
+        _remove_asides(out / split)
     result.kept = {s: sum(map(len, part)) for s, part in made.items()}
     return made
 
 
-def _finish(out: Path, videos, options: Options, keys, plan, made, result: Result) -> None:
+def _finish(out: Path, videos, options: Options, keys, plan, made, result: Result, device: str) -> None:
     import pandas as pd
 
     describe = shards.describe(options.profile) | {
@@ -336,6 +285,12 @@ def _finish(out: Path, videos, options: Options, keys, plan, made, result: Resul
     samples = {s: shards.read_index(out / s)[0] for s, part in made.items() if part}
     shards.write_text(out / card.NAME, card.text(videos, samples, ledger, options, keys))
     hours = sum(result.kept.values()) * options.profile.clip.seconds / 3600
-    timings = {"clip_hours": hours, "seconds": {k: round(s, 3) for k, s in sorted(result.seconds.items())}}
+    timings = {
+        "videos": result.videos,
+        "clip_hours": hours,
+        "bytes": sum(s.bytes for part in made.values() for s in part),
+        "seconds": {k: round(s, 3) for k, s in sorted(result.seconds.items())},
+        "gpu": [] if device == "cpu" else options.models(),
+    }
     shards.write_text(out / TIMINGS, json.dumps(timings, indent=1) + "\n")
     shards.write_text(out / shards.MARK, json.dumps(describe, indent=1, sort_keys=True) + "\n")

@@ -1,14 +1,22 @@
-"""What a build would cost, before it is begun: `vmas dataset build --dry-run`."""
+"""What a build would cost, before it is begun: `vmas dataset build --dry-run`, and from what a smaller build took
+(its `timings.json`): `vmas dataset extrapolate`."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vmas.dataset.manifest import Video
-from vmas.dataset.stages import Options, segment_starts
-from vmas.errors import VmasError
+from vmas.dataset.stages import SCREEN, Options, segment_starts
+from vmas.errors import DataError, VmasError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROBED = 50  # files that are opened where the manifest gives no durations
-KEPT = 2.2e6 / 15.3e6  # share of videos that the paper's filter let pass (sections 1 and 3)
+DISCO_10M, DISCO_MV_HOURS = 15.3e6, 47_000.0  # videos to screen (Table 1), hours of music kept (section 3)
+KEPT = 2.2e6 / DISCO_10M  # share of videos that the paper's filter let pass (sections 1 and 3)
 # Bytes of a second: H.264 per pixel and frame (crf 23, music videos), FLAC per sample, arrays of a clip.
 MP4_BYTES, FLAC_BYTES, ARRAY_BYTES = 0.035, 1.2, 10_000
 # Assumed, not measured here: seconds of one current data-centre GPU per hour of kept music or per video. They give
@@ -50,6 +58,83 @@ def estimate(videos: Sequence[Video], options: Options) -> str:
         f"GPU-hours     {gpu / 3600:.1f} (assumed rates, not measured here)" if gpu else "GPU-hours     none",
     ]
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a build on one core or GPU: seconds per video that is looked at (`*_video`), seconds per hour of kept music
+    (`*_hour`), bytes per hour of kept music."""
+
+    core_s_video: float
+    gpu_s_video: float
+    core_s_hour: float
+    gpu_s_hour: float
+    bytes_hour: float
+
+
+def measured(timings: dict[str, Any], source="timings") -> Costs:
+    """Costs from `timings.json`. Stages that it names under "gpu" count as GPU time, the others as core time.
+
+    Raises DataError naming `source` when something is missing, or nothing was kept."""
+    try:
+        seconds, gpu = {k: float(s) for k, s in timings["seconds"].items()}, set(timings["gpu"])
+        videos, hours, size = int(timings["videos"]), float(timings["clip_hours"]), int(timings["bytes"])
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise DataError(f"{source}: not the timings of a build ({type(e).__name__}: {e}); build it again") from e
+    if videos < 1 or not hours > 0:
+        raise DataError(f"{source}: a build that kept nothing says nothing of the costs")
+
+    def total(screen: bool, on_gpu: bool) -> float:
+        return sum(s for k, s in seconds.items() if (k in SCREEN) == screen and (k in gpu) == on_gpu)
+
+    return Costs(
+        total(True, False) / videos,
+        total(True, True) / videos,
+        total(False, False) / hours,
+        total(False, True) / hours,
+        size / hours,
+    )
+
+
+def read_timings(path) -> Costs:
+    """Costs from the file, or from the folder of a dataset. Raises DataError."""
+    path = Path(path) / "timings.json" if Path(path).is_dir() else Path(path)
+    try:
+        return measured(json.loads(path.read_text(encoding="utf-8")), path)
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: no such file; it is written by 'vmas dataset build'") from e
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path}: not readable: {e}") from e
+
+
+def extrapolate(
+    costs: Costs,
+    videos: float = DISCO_10M,
+    kept_hours: float = DISCO_MV_HOURS,
+    nodes: Sequence[int] = (1, 8, 64),
+    cores: int = 64,
+    gpus: int = 8,
+    efficiency: float = 1.0,
+) -> "pd.DataFrame":
+    """One row per number of nodes: core-hours, GPU-hours, TB on disk (the shards alone) and wall time in days.
+
+    Cores and GPUs of a node work side by side on different clips, so the slower of the two sets the wall time.
+    `efficiency` is the share of the ideal speed that many nodes reach. Nothing else is counted: downloads, a disk or
+    network that is slower than the cores, and waiting for machines come on top. Raises DataError without workers, or
+    for GPU time on nodes without a GPU.
+    """
+    import pandas as pd
+
+    if cores < 1 or gpus < 0 or not 0 < efficiency <= 1 or min(nodes, default=0) < 1:
+        raise DataError("an estimate needs at least one node and core, and an efficiency above 0 and up to 1")
+    core = (costs.core_s_video * videos + costs.core_s_hour * kept_hours) / 3600
+    gpu = (costs.gpu_s_video * videos + costs.gpu_s_hour * kept_hours) / 3600
+    if gpu and not gpus:
+        raise DataError("the models of that build ran on a GPU: give the nodes at least one")
+    days = max(core / cores, gpu / gpus if gpus else 0.0) / 24 / efficiency
+    size = costs.bytes_hour * kept_hours / 1e12
+    rows = [{"nodes": n, "core-hours": core, "GPU-hours": gpu, "TB": size, "days": days / n} for n in nodes]
+    return pd.DataFrame(rows)
 
 
 def _seconds(video: Video) -> float:

@@ -135,14 +135,14 @@ class ClipEmbedder:
         return np.concatenate(out)
 
 
-EMBEDDERS = {"cheap": CheapEmbedder, "clip": ClipEmbedder}
+EMBEDDERS: dict[str, type[CheapEmbedder] | type[ClipEmbedder]] = {"cheap": CheapEmbedder, "clip": ClipEmbedder}
 
 
-def build_embedder(name: str) -> FrameEmbedder:
-    """The embedder `cheap` or `clip`. Raises UsageError for another name, WeightsUnavailable."""
+def build_embedder(name: str, device: str = "cpu") -> FrameEmbedder:
+    """The embedder `cheap` (always on the CPU) or `clip`. Raises UsageError for another name, WeightsUnavailable."""
     if name not in EMBEDDERS:
         raise UsageError(f"unknown frame embedder {name!r}: {nearest(name, EMBEDDERS)}")
-    return EMBEDDERS[name]()
+    return ClipEmbedder(device=device) if name == "clip" else CheapEmbedder()
 
 
 def sample_times(seconds: float, fps: float = FPS, most: int = MOST) -> np.ndarray:

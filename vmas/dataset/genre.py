@@ -107,10 +107,10 @@ def _unit(features) -> "torch.Tensor":
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def build_tagger(name: str, folder=None) -> GenreTagger:
-    """`tagger` (the mini tagger in `folder`) or `clap`. Raises UsageError for another name, WeightsUnavailable."""
+def build_tagger(name: str, folder=None, device: str = "cpu") -> GenreTagger:
+    """`tagger` (the mini tagger in `folder`, always on the CPU) or `clap`. Raises UsageError, WeightsUnavailable."""
     if name == "clap":
-        return ClapGenre()
+        return ClapGenre(device=device)
     if name != "tagger":
         raise UsageError(f"unknown genre tagger {name!r}: {nearest(name, ('tagger', 'clap'))}")
     return MiniGenre(folder)

@@ -1,14 +1,21 @@
-"""Run tasks in this process or in several, a few more in flight than there are workers, so that memory stays flat."""
+"""Run tasks in this process or in several, a few more in flight than there are workers, so that memory stays flat.
+
+`Backend` is what the builder asks of this and of any other way to do its tasks (`vmas.dataset.cluster`).
+"""
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from vmas.dataset.stages import Options, Tools
+from vmas.dataset.tasks import Job
 from vmas.errors import DataError
 
 IN_FLIGHT = 2  # tasks per worker: one at work, one waiting
@@ -17,14 +24,44 @@ _tools: Tools | None = None
 _limits: Any = None
 
 Work = Callable[[Any, Tools], Any]
+Results = Generator[tuple[int, Any], None, None]
 
 
-def run(work: Work, tasks: Sequence[Any], tools: Tools, workers: int) -> Generator[tuple[int, Any], None, None]:
+class Backend(Protocol):
+    """Where tasks are done. It is entered once for a build and runs one job after the other."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def run(self, job: Job, tasks: Sequence[Any], tools: Tools) -> Results:
+        """(index, record) of every task as they are done. Records must not depend on where that was. Raises
+        DataError when workers keep dying. Closing the generator ends the work."""
+        ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine's processes; with one worker this process alone."""
+
+    workers: int = 1
+
+    def __enter__(self) -> "Local":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def run(self, job: Job, tasks: Sequence[Any], tools: Tools) -> Results:
+        return run(job, tasks, tools, self.workers)
+
+
+def run(work: Work, tasks: Sequence[Any], tools: Tools, workers: int) -> Results:
     """(index, work(task, tools)) as they are done. `work` is a function of a module; its results must not depend on
     the process. A worker that dies (memory, kill) costs its task another try. Raises DataError when that repeats."""
     workers = min(workers, len(tasks))
     if workers <= 1:
-        with _one_thread(tools.options):
+        with one_thread(tools.options):
             for i, task in enumerate(tasks):
                 yield i, work(task, tools)
         return
@@ -40,7 +77,7 @@ def run(work: Work, tasks: Sequence[Any], tools: Tools, workers: int) -> Generat
     raise DataError("a worker process died three times (memory?); run again with fewer workers")
 
 
-def _pooled(work: Work, tasks: dict[int, Any], tools: Tools, workers: int) -> Generator[tuple[int, Any], None, None]:
+def _pooled(work: Work, tasks: dict[int, Any], tools: Tools, workers: int) -> Results:
     # Spawned, not forked: a fork of a process with running threads (torch, cv2) can hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tools.options, tools.device))
@@ -65,7 +102,7 @@ def _pooled(work: Work, tasks: dict[int, Any], tools: Tools, workers: int) -> Ge
 
 
 @contextlib.contextmanager
-def _one_thread(options: Options) -> Iterator[None]:
+def one_thread(options: Options) -> Iterator[None]:
     """Every library on one thread: tasks are shared out over processes, and sums in another order differ."""
     import cv2
     from threadpoolctl import threadpool_limits
@@ -91,9 +128,18 @@ def _one_thread(options: Options) -> Iterator[None]:
 def _begin(options: Options, device: str) -> None:
     global _tools, _limits
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _limits = _one_thread(options)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _limits = one_thread(options)
     _limits.__enter__()  # for as long as this process lives
     _tools = Tools(options, device)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody, and a worker that goes on would write where the next run does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _call(work: Work, task: Any) -> Any:

@@ -3,6 +3,10 @@
     screen: probe → similarity → duplicates (fingerprints)        one video
     make:   segments → vocals → genre → tokens → beats → shards   one clip of `clip.seconds`
 
+Each of the two is cut in three steps, so that they can be placed apart: `SCREEN_STEPS` and `CLIP_STEPS` read files
+on a CPU, run the models where there is a GPU, and finish on a CPU. A step takes the item, the state that the step
+before left (a dict of plain values, arrays and bytes) and the tools.
+
 A stage either returns, or raises `Rejected` (the video does not belong in the dataset), or fails with any other
 exception (the builder records it, goes on, and stops when too many do).
 """
@@ -24,15 +28,17 @@ import numpy as np
 from vmas import paths
 from vmas.config import Profile, sha256
 from vmas.dataset.dedupe import SOUND_RATE, SOUND_S, picture_hashes, sound_hash
-from vmas.dataset.frames import FrameEmbedder, build_embedder, sample_frames
+from vmas.dataset.frames import EMBEDDERS, FrameEmbedder, build_embedder, sample_frames
 from vmas.dataset.genre import GenreTagger, build_tagger
 from vmas.dataset.manifest import Video
 from vmas.dataset.shards import JSON, KEY
+from vmas.dataset.splits import QUALITIES, correspondence
 from vmas.dataset.vocals import Separator, build_separator
 from vmas.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from vmas.codec import Codec
+    from vmas.flow import FlowEstimator
 
 # Raised whenever a stage's results change.
 VERSIONS = {
@@ -46,6 +52,7 @@ VERSIONS = {
     "beats": 1,
     "shards": 1,
 }
+SPLITS_VERSION = 1
 SCREEN = ("probe", "similarity", "duplicates")
 OPTIONAL = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
 SILENCE = 1e-3  # peak below which a clip holds no music
@@ -70,6 +77,7 @@ class Options:
     vocals            "classic" or "demucs", `vmas.dataset.vocals`
     genre             "tagger" or "clap", `vmas.dataset.genre`
     val, test         videos held out (paper: 1120 and 1086)
+    quality           what they are chosen by: "similarity" (least) or "correspondence", `vmas.dataset.splits`
     clips_per_video   at most so many, spread over the video; 0 = all
     shard_size        clips that a shard is planned for
     checkpoints       folder of `codec/` and `tagger/`; None = the profile's own
@@ -83,6 +91,7 @@ class Options:
     genre: str = "tagger"
     val: int = 0
     test: int = 0
+    quality: str = "similarity"
     clips_per_video: int = 0
     shard_size: int = 256
     checkpoints: str | None = None
@@ -94,8 +103,26 @@ class Options:
         if self.shard_size < 1 or min(self.val, self.test, self.clips_per_video) < 0:
             raise UsageError("shard size must be 1 or more; held-out videos and clips per video 0 or more")
 
+        if self.quality not in QUALITIES:
+            raise UsageError(f"unknown quality {self.quality!r}: {nearest(self.quality, QUALITIES)}")
+
+    @property
+    def scores_correspondence(self) -> bool:
+        return self.quality == "correspondence" and self.val + self.test > 0
+
     def runs(self, stage: str) -> bool:
         return stage not in self.skip
+
+    def models(self) -> list[str]:
+        """Stages whose work a GPU takes over where there is one."""
+        heavy = {
+            "similarity": self.frames == "clip",
+            "vocals": self.vocals == "demucs",
+            "genre": self.genre == "clap",
+            "tokens": True,
+            "beats": self.profile.clip.flow_method == "raft",
+        }
+        return [s for s, yes in heavy.items() if yes and self.runs(s)]
 
 
 @dataclass
@@ -109,15 +136,21 @@ class Tools:
 
     @cached_property
     def embedder(self) -> FrameEmbedder:
-        return build_embedder(self.options.frames)
+        return build_embedder(self.options.frames, self.device)
 
     @cached_property
     def separator(self) -> Separator:
-        return build_separator(self.options.vocals)
+        return build_separator(self.options.vocals, self.device)
 
     @cached_property
     def tagger(self) -> GenreTagger:
-        return build_tagger(self.options.genre, self._checkpoints / "tagger")
+        return build_tagger(self.options.genre, self._checkpoints / "tagger", self.device)
+
+    @cached_property
+    def raft(self) -> "FlowEstimator":
+        from vmas.flow import RAFTFlow
+
+        return RAFTFlow(device=self.device)
 
     @cached_property
     def codec(self) -> "Codec":
@@ -159,7 +192,8 @@ def screen_key(options: Options, keys: dict[str, str]) -> str:
     """Hash of what the screening of a video depends on."""
     o = options
     versions = {s: VERSIONS[s] for s in SCREEN if o.runs(s)}
-    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"))
+    quality = [SPLITS_VERSION, o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
+    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"), *quality)
 
 
 def make_key(options: Options, keys: dict[str, str]) -> str:
@@ -171,8 +205,11 @@ def make_key(options: Options, keys: dict[str, str]) -> str:
     return sha256(versions, plain, keys, p.clip, p.codec.hop, p.align)
 
 
-def screen(video: Video, tools: Tools) -> dict[str, Any]:
-    """What is known of a video that passes: usable seconds, size, similarity, fingerprints. Raises Rejected."""
+State = dict[str, Any]
+
+
+def look(video: Video, state: State, tools: Tools) -> State:
+    """`known`: usable seconds and size; `frames`: the pictures that are compared. Raises Rejected."""
     from vmas import media
 
     o = tools.options
@@ -188,29 +225,67 @@ def screen(video: Video, tools: Tools) -> dict[str, Any]:
         seconds = min(seconds, video.duration) if video.duration else seconds
         if seconds + SLACK_S < o.profile.clip.seconds:
             raise Rejected("probe", f"shorter than a clip of {o.profile.clip.seconds:g} s", seconds)
-    out: dict[str, Any] = {"seconds": round(seconds, 6), "width": info.width, "height": info.height}
+    known = {"seconds": round(seconds, 6), "width": info.width, "height": info.height}
+    out: State = {"known": known, "seconds": seconds}
     if o.runs("similarity"):
-        out["similarity"] = _similarity(video, seconds, tools)
-    if o.runs("duplicates"):
-        with tools.timed("duplicates"):
-            frames = sample_frames(video.path, 64, video.start, seconds)
-            part = min(SOUND_S, seconds)
-            wav = media.read_audio(video.path, SOUND_RATE, start_s=video.start, duration_s=part)[0]
-            out |= {"pictures": picture_hashes(frames), "sound": sound_hash(wav, SOUND_RATE)}
+        with tools.timed("similarity"):
+            out["frames"] = sample_frames(video.path, EMBEDDERS[o.frames].size, video.start, seconds)
     return out
 
 
-def _similarity(video: Video, seconds: float, tools: Tools) -> float:
+def judge(video: Video, state: State, tools: Tools) -> State:
+    """`known` with the frame similarity. Raises Rejected from the threshold on."""
     from vmas.metrics.similarity import frame_similarity
 
+    if "frames" not in state:
+        return state
     with tools.timed("similarity"):
-        frames = sample_frames(video.path, tools.embedder.size, video.start, seconds)
+        frames = state["frames"]
         # One picture for a whole video: nothing to compare it with, and as still as a video can be.
         score = frame_similarity(tools.embedder(frames)) if len(frames) > 1 else 1.0
     score = round(score, 6)
     if not score < tools.options.threshold:
         raise Rejected("similarity", f"frame similarity not below {tools.options.threshold:g}", score)
-    return score
+    return {"known": state["known"] | {"similarity": score}, "seconds": state["seconds"]}
+
+
+def fingerprint(video: Video, state: State, tools: Tools) -> State:
+    """What is known of a video that passes: its id, usable seconds, size, similarity, fingerprints, quality."""
+    from vmas import media
+
+    known, seconds = {"id": video.id, **state["known"]}, state["seconds"]
+    if tools.options.runs("duplicates"):
+        with tools.timed("duplicates"):
+            frames = sample_frames(video.path, 64, video.start, seconds)
+            part = min(SOUND_S, seconds)
+            wav = media.read_audio(video.path, SOUND_RATE, start_s=video.start, duration_s=part)[0]
+            known |= {"pictures": picture_hashes(frames), "sound": sound_hash(wav, SOUND_RATE)}
+    if tools.options.scores_correspondence:
+        with tools.timed("splits"):
+            known["quality"] = round(_correspondence(video, seconds, tools.options.profile), 6)
+    return known
+
+
+def _correspondence(video: Video, seconds: float, p: Profile) -> float:
+    """`splits.correspondence` of the clip in the middle of a video; Farneback's flow, as MV Align has it."""
+    from vmas import media
+    from vmas.metrics.mv_align import audio_peaks
+
+    clip, start = p.clip, video.start + max(0.0, (seconds - p.clip.seconds) / 2)
+    frames = media.read_frames(video.path, clip.fps, clip.flow_size, start, clip.seconds)
+    wav = media.read_audio(video.path, clip.sample_rate, start_s=start, duration_s=clip.seconds)
+    return correspondence(_flow(frames, "farneback"), audio_peaks(wav, clip.sample_rate), clip.fps, clip.seconds)
+
+
+SCREEN_STEPS = (look, judge, fingerprint)
+
+
+def screen(video: Video, tools: Tools) -> State:
+    """All three steps at once. Raises Rejected."""
+    state: State = {}
+    for step in SCREEN_STEPS:
+        state = step(video, state, tools)
+    return state
 
 
 def segment_starts(video: Video, seconds: float, options: Options) -> list[float]:
@@ -228,14 +303,28 @@ def clip_name(video: Video, start_s: float) -> str:
     return f"{video.id}-{round(start_s * 1000):08d}"
 
 
-def make_clip(video: Video, start_s: float, known: dict[str, Any], tools: Tools) -> dict[str, Any]:
-    """One clip as a sample of `vmas.dataset.shards`. `known` is what `screen` found. Raises Rejected."""
+@dataclass(frozen=True)
+class Clip:
+    """`seconds` of a video from `start_s` on, and what `fingerprint` found of the video."""
+
+    video: Video
+    start_s: float
+    known: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return clip_name(self.video, self.start_s)
+
+
+def decode(item: Clip, state: State, tools: Tools) -> State:
+    """`meta`, `wav` float32 [1,N], `mp4` bytes and `flow`, or the `frames` of a flow that a model computes. Raises
+    Rejected."""
     from vmas import media
 
-    o, p = tools.options, tools.options.profile
+    p, video, start_s = tools.options.profile, item.video, item.start_s
     clip = p.clip
     meta: dict[str, Any] = {
-        "id": clip_name(video, start_s),
+        "id": item.name,
         "video": video.id,
         "start_s": start_s,
         "seconds": clip.seconds,
@@ -246,14 +335,31 @@ def make_clip(video: Video, start_s: float, known: dict[str, Any], tools: Tools)
         "source": video.source,
         "licence": video.licence,
     }
-    if "similarity" in known:
-        meta["similarity"] = known["similarity"]
+    if "similarity" in item.known:
+        meta["similarity"] = item.known["similarity"]
     with tools.timed("segments"):
         frames = media.read_frames(video.path, clip.fps, clip.img_size, start_s, clip.seconds)
         wav = media.read_audio(video.path, clip.sample_rate, start_s=start_s, duration_s=clip.seconds)
         wav = np.pad(wav, ((0, 0), (0, max(0, clip.num_samples - wav.shape[1]))))[:, : clip.num_samples]
         if (peak := float(np.abs(wav).max())) < SILENCE:
             raise Rejected("segments", "silent", peak)
+    out: State = {"meta": meta, "wav": wav}
+    with tools.timed("shards"):
+        out["mp4"] = _mp4(frames, clip.fps, p.corpus.crf)
+    if tools.options.runs("beats"):
+        with tools.timed("beats"):
+            if clip.flow_size != clip.img_size:
+                frames = media.read_frames(video.path, clip.fps, clip.flow_size, start_s, clip.seconds)
+            out |= {"frames": frames} if clip.flow_method == "raft" else {"flow": _flow(frames, clip.flow_method)}
+    return out
+
+
+def infer(item: Clip, state: State, tools: Tools) -> State:
+    """The models' part: `wav` becomes `pcm` int16 [N] without vocals; genre, `tokens` and RAFT's `flow`. Raises
+    Rejected."""
+    o, clip = tools.options, tools.options.profile.clip
+    out, wav, meta = dict(state), state["wav"], dict(state["meta"])
+    del out["wav"]
     if o.runs("vocals"):
         with tools.timed("vocals"):
             before = float(np.sum(wav.astype(np.float64) ** 2))
@@ -262,9 +368,8 @@ def make_clip(video: Video, start_s: float, known: dict[str, Any], tools: Tools)
         if float(np.abs(wav).max()) < SILENCE:
             raise Rejected("vocals", "nothing is left without the vocals", meta["removed"])
     # What is stored is what everything after is computed from.
-    pcm = np.round(np.clip(wav[0], -1, 1) * 32767).astype(np.int16)
-    music = pcm.astype(np.float32) / 32767
-    sample: dict[str, Any] = {KEY: meta["id"]}
+    out["pcm"] = np.round(np.clip(wav[0], -1, 1) * 32767).astype(np.int16)
+    music = _music(out["pcm"])
     if o.runs("genre"):
         with tools.timed("genre"):
             scores = tools.tagger(music, clip.sample_rate)
@@ -272,13 +377,37 @@ def make_clip(video: Video, start_s: float, known: dict[str, Any], tools: Tools)
             meta |= {"genre": tools.tagger.labels[best], "genre_score": round(float(scores[best]), 6)}
     if o.runs("tokens"):
         with tools.timed("tokens"):
-            sample["tokens.npy"] = _tokens(music, tools)
-    if o.runs("beats"):
+            out["tokens"] = _tokens(music, tools)
+    if "frames" in out:
         with tools.timed("beats"):
-            sample |= _beats(video, start_s, frames, music, p)
+            out["flow"] = tools.raft(out.pop("frames"))
+    return out | {"meta": meta}
+
+
+def finish(item: Clip, state: State, tools: Tools) -> State:
+    """The clip as a sample of `vmas.dataset.shards`."""
+    from vmas.beats import BeatOptions, align, onset_vector
+
+    p = tools.options.profile
+    sample: State = {KEY: item.name, JSON: state["meta"], "mp4": state["mp4"]}
+    if "tokens" in state:
+        sample["tokens.npy"] = state["tokens"]
+    if "flow" in state:
+        with tools.timed("beats"):
+            flow, rate = state["flow"], p.codec.frame_rate
+            P_a = onset_vector(_music(state["pcm"]), p.clip.sample_rate, p.codec.hop, p.num_tokens)
+            P_av = align(flow, P_a, p.clip.fps, rate, BeatOptions.from_config(p.align)).P_av
+            sample |= {"flow.npy": flow, "beats.npy": P_a, "weights.npy": P_av}
     with tools.timed("shards"):
-        sample["mp4"], sample["flac"] = _mp4(frames, clip.fps, p.corpus.crf), _flac(pcm, clip.sample_rate)
-    return sample | {JSON: meta}
+        sample["flac"] = _flac(state["pcm"], p.clip.sample_rate)
+    return sample
+
+
+CLIP_STEPS = (decode, infer, finish)
+
+
+def _music(pcm: np.ndarray) -> np.ndarray:
+    return pcm.astype(np.float32) / 32767
 
 
 def _tokens(music: np.ndarray, tools: Tools) -> np.ndarray:
@@ -288,20 +417,6 @@ def _tokens(music: np.ndarray, tools: Tools) -> np.ndarray:
     with torch.inference_mode():
         codes = tools.codec.encode(torch.from_numpy(music)[None, None].to(tools.device))
     return codes[0, :, : tools.options.profile.num_tokens].cpu().numpy().astype(np.int16)
-
-
-def _beats(video: Video, start_s: float, frames: np.ndarray, music: np.ndarray, p: Profile) -> dict[str, np.ndarray]:
-    """Flow float32 [t_v-1], P_a bool [t_a] and P_av float32 [t_a] with the profile's options."""
-    from vmas import media
-    from vmas.beats import BeatOptions, align, onset_vector
-
-    clip = p.clip
-    if clip.flow_size != clip.img_size:
-        frames = media.read_frames(video.path, clip.fps, clip.flow_size, start_s, clip.seconds)
-    flow = _flow(frames, clip.flow_method)
-    P_a = onset_vector(music, clip.sample_rate, p.codec.hop, p.num_tokens)
-    P_av = align(flow, P_a, clip.fps, p.codec.frame_rate, BeatOptions.from_config(p.align)).P_av
-    return {"flow.npy": flow, "beats.npy": P_a, "weights.npy": P_av}
 
 
 def _flow(frames: np.ndarray, method: str) -> np.ndarray:

@@ -1,0 +1,102 @@
+"""The builder on Ray: the bytes of the local pool, deaths and errors, and that nobody else waits for Ray."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dataset_files import broken, checkpoints, content, folder_of_videos, options
+from dataset_work import Striking
+
+from vmas import cli
+from vmas.dataset.build import build
+from vmas.dataset.cluster import Ray
+from vmas.dataset.manifest import Video, read_manifest
+from vmas.dataset.stages import Clip, Tools
+from vmas.dataset.tasks import Block, Make, ShardTask
+from vmas.errors import DataError, UsageError
+
+STORE = 100_000_000  # bytes; Ray's default is a third of the memory
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    folder_of_videos(folder)
+    checkpoints(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(root):
+    return broken(root, read_manifest(root / "videos.csv"), 1)
+
+
+@pytest.fixture(scope="module")
+def started():
+    """Ray on two cores: one for CPU tasks, one for the process with the models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # its processes read dataset_work
+        with Ray(workers=1, actors=1, object_store=STORE) as ray:
+            yield ray
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [1, 0])
+def test_bytes_are_those_of_the_local_pool(root, videos, started, tmp_path, actors):
+    o = options(root, test=1, skip=("vocals", "genre"))
+    here = build(videos, tmp_path / "here", o, workers=1, progress=False)
+    ray = Ray(workers=1, actors=actors, block=2)  # shards of 3 clips: a full block and half of one
+    there = build(videos, tmp_path / "there", o, progress=False, backend=ray)
+    assert content(there.out) == content(here.out)
+    assert there.ledger == here.ledger
+    assert {r.id for r in there.ledger if r.kind == "failed"} == {"bad0"}
+    assert there.seconds.keys() == here.seconds.keys()
+    assert len([f for f in content(there.out) if f.endswith(".tar")]) == 5  # 12 clips to train on, 2 to test
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_its_block_another_try(root, started, tmp_path):
+    def run(path):
+        items = [Video(f"v{i}", "", f"v{i}") for i in range(3)] + [Video("killer", str(path), "killer")]
+        return dict(Ray(workers=1, actors=1, block=1).run(Striking(), [Block(items)], Tools(options(root))))
+
+    assert sorted(run(tmp_path)[0]["known"]) == ["killer", "v0", "v1", "v2"]
+    assert (tmp_path / "died").exists()
+    with pytest.raises(DataError, match="died three times"):
+        run(tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_what_stops_a_task_comes_back_in_one_line(root, videos, started, tmp_path):
+    tools = Tools(options(root, skip=("vocals", "genre", "tokens", "beats")))
+    task = ShardTask(str(tmp_path / "no folder" / "shard-000000.tar"), [Clip(videos[0], 0.0, {})])
+    with pytest.raises(DataError, match=r"shard-000000\.tar: cannot be written: No such file"):
+        list(Ray(workers=1).run(Make(), [task], tools))
+
+
+def test_nobody_else_imports_ray():
+    code = "import sys, vmas.dataset.build, vmas.dataset.cluster, vmas.dataset.cli; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_missing_extra_is_one_line(root, videos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'vmas\[ray\]', or use --backend local"):
+        build(videos, tmp_path / "out", options(root), progress=False, backend=Ray())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--backend", "rey"], "did you mean ray"),
+        (["--actors", "2"], "need --backend ray"),
+        (["--backend", "local", "--address", "auto"], "need --backend ray"),
+        (["--backend", "ray", "--device", "cuda"], "needs --actors"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(root, tmp_path, capsys, more, said):
+    line = ["dataset", "build", "--manifest", str(root / "videos.csv"), "--out", str(tmp_path / "out"), *more]
+    assert cli.main(line) == 2
+    assert said in capsys.readouterr().err
