@@ -1,12 +1,13 @@
 """A training step of the mini model against the time of its matrix products alone (CPU).
 
-    python benchmarks/bench_train_step.py [--profile mini] [--threads 2] [--repeats 7] [--give-back]
+    python benchmarks/bench_train_step.py [--profile mini] [--threads 2] [--repeats 7] [--all] [--give-back]
 
 Every product that torch performs in the forward and the backward pass (mm, addmm, bmm, convolutions and the fused
 attention) is recorded with its shapes, strides and dtype, then performed again alone on random numbers. One run,
 interleaved: products, whole step (forward, backward, clipping, AdamW, moving average). Aim: step at most 1.3 times
-the products. `--give-back` leaves the C library's memory handling as it is, which the loop changes
-(`vmas.training.memory`). Also the share of a step that the loader takes, on random clips in memory (aim 5%).
+the products. `--all` trains what the profile freezes, too. `--give-back` leaves the C library's memory handling as it
+is, which the loop changes (`vmas.training.memory`). Also the share of a step that the loader takes, on random clips in
+memory (aim 5%).
 """
 
 import argparse
@@ -87,13 +88,14 @@ def main() -> None:
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--all", action="store_true", help="freeze nothing")
     parser.add_argument("--give-back", action="store_true", help="let the C library give freed memory back")
     args = parser.parse_args()
     if not args.give_back:
         keep_freed()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    p = config.load(args.profile)
+    p = config.load(args.profile, {"train": {"freeze": []}} if args.all else {})
     task = VMAsTask(VMAs(p, build_codec(p.codec))).train()
     optimizer = build_optimizer(task.param_groups(p.train.lr), p.train, p.train.lr, False)
     ema = EMA(task, p.train.ema_decay)

@@ -32,6 +32,7 @@ ranks = torch.tensor([state.process_index])
 torch.distributed.all_reduce(ranks)
 line = f"{state.num_processes} {torch.distributed.get_backend()} {ranks.item()}"
 open(f"{sys.argv[1]}/rank-{state.process_index}", "w").write(line)
+state.destroy_process_group()  # else gloo's threads may still run when the interpreter ends, which aborts it
 """
 
 # As vmas.train: SIGTERM is noted, the step ends, the state is saved, the exit code is 0.

@@ -8,9 +8,12 @@ import torch
 
 from vmas import checkpoint, config, losses
 from vmas.codec import build_codec, save_codec
-from vmas.errors import CheckpointError
+from vmas.errors import CheckpointError, DataError
 from vmas.model import VMAs
-from vmas.training.tasks import MotionTask, MusicTask, VMAsTask, clip_weights
+from vmas.training.data import ClipDataset
+from vmas.training.optim import freeze
+from vmas.training.stages import calibrate, seen_once
+from vmas.training.tasks import SCENE_WEIGHT, MotionTask, MusicTask, VMAsTask, clip_weights, draw_pieces
 
 
 def tiny(**align):
@@ -137,11 +140,88 @@ def test_tasks_give_finite_losses(batch):
     p, model = tiny()
     frames, codes = batch
     flow = torch.rand(2, p.clip.num_frames - 1)
-    motion = MotionTask(model.encoder, *MotionTask.statistics(flow.numpy()))
-    music = MusicTask(model.decoder, p.encoder.out_dim, p.num_video_tokens)
+    motion = MotionTask(model.encoder, *MotionTask.statistics(flow.numpy()), (8, 6))
+    music = MusicTask(model.decoder, p.encoder.out_dim, p.num_video_tokens, p.piece_tokens)
     everything = {"frames": frames, "flow": flow, "codes": codes, "weights": torch.ones(2, p.num_tokens)}
+    everything["scene"] = torch.tensor([[7, 0], [2, 5]])
     for task in (motion, music, VMAsTask(model)):
         assert torch.isfinite(task(everything)["loss"])
+        assert torch.isfinite(task(everything, torch.Generator().manual_seed(0))["loss"])
+
+
+def test_scene_labels_are_named_by_every_token(batch):
+    p, model = tiny()
+    task = MotionTask(model.encoder, 0.0, 1.0, (8, 6))
+    flow = torch.rand(2, p.clip.num_frames - 1)
+    with torch.no_grad():
+        for linear, name in zip(task.scene, (3, 1), strict=True):
+            linear.weight.zero_()
+            linear.bias.copy_(torch.nn.functional.one_hot(torch.tensor(name), linear.out_features) * 50.0)
+        right = task({"frames": batch[0], "flow": flow, "scene": torch.tensor([[3, 1], [3, 1]])})
+        wrong = task({"frames": batch[0], "flow": flow, "scene": torch.tensor([[3, 1], [2, 1]])})
+    assert (float(right["scene0"]), float(right["scene1"])) == (1.0, 1.0)
+    assert (float(wrong["scene0"]), float(wrong["scene1"])) == (0.5, 1.0)
+    assert float(wrong["loss"]) == pytest.approx(float(right["loss"]) + 25.0 * SCENE_WEIGHT, abs=1e-3)
+
+
+@pytest.mark.parametrize("lengths", [(), (25,), (25, 50, 250), (250,), (240,)])
+def test_pieces_lie_within_the_clip(lengths):
+    g = torch.Generator().manual_seed(3)
+    seen = set()
+    for _ in range(200):
+        pieces, start, stop = draw_pieces(250, lengths, g)
+        assert 0 <= start < stop <= 250
+        assert (stop - start) % pieces == 0
+        assert not lengths or (stop - start) // pieces in lengths
+        assert 250 - stop < (stop - start) // pieces  # nothing that another piece would have held is left out
+        seen.add((stop - start) // pieces)
+    assert seen == set(lengths or (250,))
+
+
+def test_a_piece_is_a_clip_that_begins_there(batch):
+    """Piece i of `pieces` equals the decoder on that piece alone with the video's time line moved."""
+    p, model = tiny()
+    decoder = model.eval().decoder
+    X_v = torch.randn(2, p.num_video_tokens, p.encoder.out_dim, generator=torch.Generator().manual_seed(2))
+    codes = batch[1][..., 7:107]
+    whole = decoder.codec_time_logits(codes, X_v, pieces=4, start=7)
+    assert whole.shape[2] == 100
+    for i in range(4):
+        alone = decoder.codec_time_logits(codes[..., 25 * i : 25 * (i + 1)], X_v, start=7 + 25 * i)
+        torch.testing.assert_close(whole[:, :, 25 * i : 25 * (i + 1)], alone, rtol=0, atol=1e-5)
+    elsewhere = decoder.codec_time_logits(codes[..., :25], X_v, start=0)
+    assert (elsewhere - whole[:, :, :25]).abs().max() > 1e-4  # the time bias does look at the video's time
+    with pytest.raises(DataError, match="cannot be cut into 3 equal pieces"):
+        decoder.codec_time_logits(codes, X_v, pieces=3)
+
+
+def test_calibrated_condition_has_mean_0_and_std_1(batch):
+    _, model = tiny()
+    with torch.no_grad():
+        model.decoder.cond_proj.bias.normal_()
+    calibrate(model, batch[0].numpy())
+    with torch.no_grad():
+        cond = model.decoder.project_condition(model.eval().encode_video(batch[0])).flatten(0, 1)
+    assert cond.mean(0).abs().max() < 1e-3
+    assert float(cond.std()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_frozen_encoder_is_asked_once_and_says_the_same(batch):
+    frames = np.concatenate([batch[0].numpy()] * 2)
+    source = ClipDataset({"frames": frames}, np.array([0, 2, 3]))
+    _, model = tiny()
+    assert seen_once(model, source) is source  # it learns: nothing may be kept
+    freeze(model, ["encoder"])
+    model.train()
+    known = seen_once(model, source).__getitems__([0, 2])
+    assert model.training
+    torch.testing.assert_close(known["X_v"], model.encode_video(known["frames"]), rtol=0, atol=1e-5)
+    data = [known["frames"], batch[1], torch.ones(batch[1].shape[::2])]
+    told, computed = model(*data, X_v=known["X_v"]), model(*data)
+    for name in told:
+        torch.testing.assert_close(told[name], computed[name], rtol=0, atol=1e-4)
+    other = model(*data, X_v=known["X_v"].flip(0))
+    assert abs(float(other["loss"] - told["loss"])) > 1e-6  # what is given is what is used
 
 
 def test_condition_dropout_follows_the_generator(batch):

@@ -14,6 +14,9 @@ from vmas.dataset.features import write_features
 from vmas.errors import CheckpointError, DataError, UsageError, WeightsUnavailable
 from vmas.features import SplitFeatures
 from vmas.model import VMAs
+from vmas.training import stages
+from vmas.training.data import Held
+from vmas.training.loop import Stage
 from vmas.training.sources import ShardData
 from vmas.training.tasks import vmas_data
 
@@ -38,6 +41,7 @@ def split(p, n: int, seed: int) -> SplitFeatures:
         flow=rng.gamma(2.0, 0.5, (n, c.num_frames - 1)).astype(np.float32),
         dense_flow=np.zeros((n, 3), np.float32),
         beats=rng.random((n, p.num_tokens)) < 0.1,
+        scenes=np.zeros((n, 2), np.int16),
         tokens=rng.integers(0, p.codec.bins, (n, p.codec.n_q, p.num_tokens)).astype(np.int16),
     )
 
@@ -68,6 +72,46 @@ def test_shards_give_what_the_arrays_give(world):
         assert torch.equal(found[name], expected[name]), name
     np.testing.assert_array_equal(got.flow("val"), splits["val"].flow)
     assert got.clips("train") == 8
+
+
+def test_a_frozen_encoder_sees_streamed_clips_once(world):
+    """What is held equals what the stream gives, in any order; too much of it stays a stream."""
+    p, folder, _, splits = world
+    own = codec.load_codec(paths.checkpoints("tiny") / "codec")
+    torch.manual_seed(0)
+    model = VMAs(p, own)
+    stream = ShardData(p, own, folder).vmas("train")
+    assert stages.seen_once(model, stream) is stream, "an encoder that learns has to see its clips again"
+    model.encoder.requires_grad_(False)
+    held = stages.seen_once(model, stream)
+    assert len(held) == 8
+    got, expected = held.__getitems__([5, 0, 2]), stream.__getitems__([5, 0, 2])
+    X_v = stages.encode(model, splits["train"].frames[[5, 0, 2]])
+    torch.testing.assert_close(got["X_v"], X_v, rtol=0, atol=1e-6)
+    assert torch.equal(got["codes"], expected["codes"])
+    assert torch.equal(got["weights"], expected["weights"])
+    assert "frames" not in got
+    assert torch.equal(held.first(2)["frames"], stream.first(2)["frames"])
+    size = sum(held.arrays[k].nbytes for k in held.arrays)
+    assert isinstance(stages.seen_once(model, stream, hold=size), Held)
+    assert stages.seen_once(model, stream, hold=size - 1) is stream
+
+
+def test_states_of_other_clips_lie_elsewhere(world):
+    """A run on shards never goes on from the state of one on other clips."""
+    p, folder, _, splits = world
+    own = codec.load_codec(paths.checkpoints("tiny") / "codec")
+    write_features(splits["val"], folder / "train2", p, shard_size=3)
+    keys = [ShardData(p, own, folder).keys]
+    (folder / "train").rename(folder / "train1")
+    (folder / "train2").rename(folder / "train")
+    keys.append(ShardData(p, own, folder).keys)
+    assert keys[0] != keys[1]
+    assert all(len(k) == 2 and all(k) for k in keys)
+    session = stages.Session(p, 0, "cpu", False, print)
+    stage = Stage("vmas", 2, 4, 1e-3, 1)
+    folders = {session.folder(p.train, stage, *stages.named(k[1])) for k in keys}
+    assert len(folders | {session.folder(p.train, stage)}) == 3
 
 
 def test_training_from_shards(world, tmp_path):

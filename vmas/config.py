@@ -21,6 +21,11 @@ from vmas.errors import ConfigError, UsageError, nearest
 PROFILES = ("smoke", "mini", "paper")
 
 
+def _later(default: Any) -> Any:
+    """A key that came after the first records: it may be missing, and at its default it stays out of every hash."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class ClipConfig:
     """One training or test clip. Appendix B: 10 s, 9.6 fps, 224x224, 32 kHz."""
@@ -110,10 +115,14 @@ class EncoderConfig:
     motion_batch: int
     motion_lr: float
     weights: str | None
+    frames: int = _later(0)  # pictures that the encoder sees, taken evenly of the clip's; 0 = all of them (the paper)
+    mean_space: bool = _later(False)  # mean over the places that the last stage leaves (Hiera, ViT)
+    width: int = _later(0)  # of X_v, by a linear layer at the end (as CLIP's); 0 = the last stage's
 
     @property
     def out_dim(self) -> int:
-        return self.embed_dim * 2 ** (len(self.depths) - 1)
+        """Width d of X_v."""
+        return self.width or self.embed_dim * 2 ** (len(self.depths) - 1)
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,8 @@ class TrainConfig:
     ema_decay: float
     ema_every: int
     cfg_dropout: float
+    calibrate: bool  # stage 2 begins with X_v standardised over training clips (folded into cond_proj)
+    pieces_s: tuple[float, ...]  # stage 2: lengths in seconds of which each update draws one; () = whole clips
     freeze: tuple[str, ...]  # groups of parameters that stay as they are: "encoder", "decoder.emb", ...
     precision: str  # "auto", "fp32" or "bf16"
     activation_checkpointing: bool  # recompute the blocks in the backward pass
@@ -190,6 +201,7 @@ class SamplingConfig:
 class EvalConfig:
     clips: int  # test clips per dataset, 0 = all
     sampling_seeds: int
+    sweep_sampling_seeds: int  # of every run of a sweep
     bootstrap: int
     mv_align_version: str
     tagger_steps: int
@@ -212,6 +224,11 @@ class Profile:
     eval: EvalConfig
 
     @property
+    def piece_tokens(self) -> tuple[int, ...]:
+        """`train.pieces_s` in tokens, none longer than the clip."""
+        return tuple(max(1, min(round(s * self.codec.frame_rate), self.num_tokens)) for s in self.train.pieces_s)
+
+    @property
     def num_tokens(self) -> int:
         """t_a, token steps per clip before the delay pattern (paper: 500)."""
         return math.ceil(self.clip.num_samples / self.codec.hop)
@@ -224,16 +241,27 @@ class Profile:
             self.encoder.patch_padding[0],
             self.encoder.patch_kernel[0],
         )
-        return (self.clip.num_frames + 2 * pad - kernel) // stride + 1
+        frames = self.encoder.frames or self.clip.num_frames
+        return (frames + 2 * pad - kernel) // stride + 1
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """A dataclass as nested plain data for a key, without the later fields that stand at their default."""
+    out = {}
+    for f in dataclasses.fields(cfg):
+        value = getattr(cfg, f.name)
+        if not (f.metadata.get("later") and value == f.default):
+            out[f.name] = plain(value) if dataclasses.is_dataclass(value) else value
+    return out
 
 
 def sha256(*parts: Any) -> str:
     """Stable hash of dataclasses and plain data, used as a cache key."""
 
-    def plain(x):
-        return dataclasses.asdict(x) if dataclasses.is_dataclass(x) and not isinstance(x, type) else x
+    def data(x):
+        return plain(x) if dataclasses.is_dataclass(x) and not isinstance(x, type) else x
 
-    text = json.dumps([plain(p) for p in parts], sort_keys=True, default=str)
+    text = json.dumps([data(p) for p in parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -277,10 +305,11 @@ def from_dict(cls, data: dict, source: str = "config", where: str = "") -> Any:
     for key in data:
         if key not in hints:
             raise ConfigError(f"{source}: unknown key {where}{key}: {nearest(key, hints)}")
-    missing = [k for k in hints if k not in data]
+    later = {f.name for f in dataclasses.fields(cls) if f.metadata.get("later")}
+    missing = [k for k in hints if k not in data and k not in later]
     if missing:
         raise ConfigError(f"{source}: missing key {where}{missing[0]}; copy it from another profile")
-    return cls(**{k: _convert(hints[k], data[k], source, f"{where}{k}") for k in hints})
+    return cls(**{k: _convert(hints[k], data[k], source, f"{where}{k}") for k in hints if k in data})
 
 
 def _convert(hint, value, source: str, where: str):

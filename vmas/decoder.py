@@ -12,7 +12,7 @@ head per codebook predicts the next step (the paper's Ŷ). Published MusicGen we
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -78,7 +78,8 @@ class Block(nn.Module):
     def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[B,T,parts·D] → `parts` tensors [B,heads,T,D/heads]."""
         b, t, _ = x.shape
-        return x.view(b, t, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        # unbound in place: the gradients are then put together in x's own order, with one copy in place of two
+        return tuple(part.transpose(1, 2) for part in x.view(b, t, parts, self.heads, -1).unbind(2))
 
     def cross_kv(self, cond: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B,heads,T_v,D/heads] of the projected condition [B,T_v,D]."""
@@ -222,36 +223,58 @@ class MusicDecoder(nn.Module):
         x = self.hidden(seq, X_v, cond_mask)
         return torch.stack([linear(x) for linear in self.linears], 1)
 
-    def hidden(self, seq: Tensor, X_v: Tensor, cond_mask: Tensor | None = None) -> Tensor:
-        """Output of the last block after the final norm [B,S,dim], which the heads read; arguments as `forward`."""
-        self._check_seq(seq, X_v)
-        cond = self.project_condition(X_v, cond_mask)
+    def hidden(self, seq: Tensor, X_v: Tensor, cond_mask: Tensor | None = None, starts: Sequence[int] = (0,)) -> Tensor:
+        """Output of the last block after the final norm [B,S,dim], which the heads read; arguments as `forward`.
+
+        With n `starts`, seq is [n·B,K,S]: n pieces of every clip, piece i beginning at token starts[i] of the
+        video's time line and at position 0 of its own (a piece is heard as a clip that begins there).
+        """
+        n, S = len(starts), seq.shape[-1]
+        self._check_seq(seq, X_v, n)
+        cond = self.project_condition(X_v, cond_mask).repeat(n, 1, 1)
         x = self.embed(seq)
-        bias = self.time_bias(0, seq.shape[-1], X_v.shape[1], x.device)
-        bias = None if bias is None else bias.to(x.dtype)
+        bias = [self.time_bias(t0, S, X_v.shape[1], x.device) for t0 in starts]
+        known = [b.to(x.dtype) for b in bias if b is not None]
+        mask = known[0] if known else None
+        if len(known) > 1:  # one a piece, for every clip of it: [n·B,1,S,T_v]
+            mask = torch.stack(known).repeat_interleave(len(X_v), 0)[:, None]
         for block in self.blocks:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = recompute(block, x, cond, bias, use_reentrant=False)
+                x = recompute(block, x, cond, mask, use_reentrant=False)
             else:
-                x = block(x, cond, bias)
+                x = block(x, cond, mask)
         return self.out_norm(x)
 
-    def codec_time_logits(self, codes: Tensor, X_v: Tensor, cond_mask: Tensor | None = None) -> Tensor:
+    def codec_time_logits(
+        self, codes: Tensor, X_v: Tensor, cond_mask: Tensor | None = None, pieces: int = 1, start: int = 0
+    ) -> Tensor:
         """Teacher-forced logits of codes int64 [B,K,T] in the codec's own time: [B,K,T,card].
 
         The same numbers as delaying, `forward` and `patterns.revert_logits`; every head reads only the
         positions that it is asked for, so nothing is masked and nothing is copied.
-        """
-        T = codes.shape[-1]
-        x = self.hidden(patterns.delay(codes, self.special)[..., :-1], X_v, cond_mask)
-        return torch.stack([linear(x[:, k : k + T]) for k, linear in enumerate(self.linears)], 1)
 
-    def _check_seq(self, seq: Tensor, X_v: Tensor) -> None:
+        codes may begin at token `start` of the clip, and be cut into `pieces` of equal length that do not hear
+        each other: the logits of a piece are those of music that begins there. Raises DataError when T is not
+        divisible by `pieces`.
+        """
+        b, k, T = codes.shape
+        if T % pieces:
+            raise DataError(f"{T} tokens cannot be cut into {pieces} equal pieces")
+        L = T // pieces
+        cut = codes.reshape(b, k, pieces, L).permute(2, 0, 1, 3).flatten(0, 1)
+        starts = range(start, start + T, L)
+        x = self.hidden(patterns.delay(cut, self.special)[..., :-1], X_v, cond_mask, starts)
+        logits = torch.stack([linear(x[:, k : k + L]) for k, linear in enumerate(self.linears)], 1)
+        if pieces == 1:
+            return logits
+        return logits.unflatten(0, (pieces, b)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+    def _check_seq(self, seq: Tensor, X_v: Tensor, pieces: int = 1) -> None:
         if seq.ndim != 3 or seq.shape[1] != self.n_q or seq.shape[-1] == 0:
             raise DataError(f"tokens must have shape [B,{self.n_q},S] with S > 0, got {list(seq.shape)}")
         if seq.is_floating_point():
             raise DataError(f"tokens must be integers, got {seq.dtype}")
-        if len(seq) != len(X_v):
+        if len(seq) != len(X_v) * pieces:
             raise DataError(f"{len(seq)} token sequences but {len(X_v)} clips in X_v")
 
     @torch.no_grad()

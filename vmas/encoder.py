@@ -228,6 +228,8 @@ class VideoEncoder(nn.Module):
         self.layouts = plan(grid, depths, pool, windows, single_output)
         self.grid = grid
         self.dim = embed_dim * 2 ** (len(depths) - 1)
+        self.width = self.dim  # of X_v
+        self.rows = [t * patch_stride[0] - patch_padding[0] + patch_kernel[0] // 2 for t in range(grid[0])]
 
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_kernel, patch_stride, patch_padding)
         self.pos_embed_spatial = nn.Parameter(torch.empty(1, grid[1] * grid[2], embed_dim))
@@ -249,6 +251,16 @@ class VideoEncoder(nn.Module):
             start = last
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self._initialise()
+
+    @property
+    def video_shape(self) -> tuple[int, int, int, int]:
+        """(channels, frames, height, width) of the videos that the encoder is given."""
+        return self.input_shape
+
+    @property
+    def rows_at(self) -> list[int]:
+        """The frame of the clip that each time step of X_v is centred on."""
+        return self.rows
 
     @classmethod
     def from_config(cls, cfg: EncoderConfig, num_frames: int, img_size: int | tuple[int, int]) -> "VideoEncoder":

@@ -7,10 +7,15 @@ conventions, so every number here names its own.
 """
 
 import math
+import statistics
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vmas.encoder import VideoEncoder
@@ -18,7 +23,27 @@ from vmas.encoder import VideoEncoder
 KINDS = ("conv", "linear", "attention")
 # Windows of stage 1 are open in the paper; these are shown side by side.
 STAGE_1_WINDOWS = ((4, 4), (8, 8), (28, 28))
+# Table 6's encoders as sizes of our class. CLIP's class token is left out: 196 of its 197 tokens a frame.
+PAPER_SCALE: dict[str, dict[str, Any]] = {
+    "CLIP ViT-B/16": dict(
+        num_frames=16, single_output=False, embed_dim=768, num_heads=12, depths=(12,), pool=(), windows=((14, 14),),
+        patch_kernel=(1, 16, 16), patch_stride=(1, 16, 16), patch_padding=(0, 0, 0),
+    ),
+    "Hiera-B": dict(num_frames=16, single_output=False, pool=((2, 2),) * 3, windows=((8, 8), (4, 4), None, None)),
+    "VMAs encoder": {},
+}  # fmt: skip
 PAPER_GFLOPS = {"CLIP ViT-B/16": 281.6, "Hiera-B": 140.2, "VMAs encoder": 130.7}  # Table 6
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves out initialisation: on the meta device there are no numbers to fill in, and torch knows these
+    operations there only in Python, whose first call imports its compiler (5 s)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.erfinv_, Tensor.clamp_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,63 @@ def gemms(encoder: VideoEncoder, clips: int = 1) -> list[Gemm]:
                 Gemm("linear", 1, pooled, dim_out, hidden),
                 Gemm("linear", 1, pooled, hidden, dim_out),
             ]
+    if isinstance(proj := getattr(encoder, "proj", None), nn.Linear):
+        out.append(Gemm("linear", 1, clips * encoder.grid[0], proj.in_features, proj.out_features))
     return out
+
+
+def macs(encoder: VideoEncoder, clips: int = 1) -> dict[str, int]:
+    """MACs of a forward pass by kind, in closed form: what `count` measures, without running anything."""
+    out = dict.fromkeys(KINDS, 0)
+    for gemm in gemms(encoder, clips):
+        out[gemm.kind] += gemm.macs
+    return out
+
+
+def at_paper_scale(model: str, frames: int | None = None) -> VideoEncoder:
+    """One of Table 6's encoders (a key of `PAPER_SCALE`) on the meta device; `frames` in place of its own number."""
+    sizes = PAPER_SCALE[model] if frames is None else {**PAPER_SCALE[model], "num_frames": frames}
+    with torch.device("meta"), Unfilled():
+        return VideoEncoder(**sizes)
+
+
+def against_frames(frames: Sequence[int] = (8, 16, 32, 48, 64, 96)) -> list[dict]:
+    """GFLOPs (2 a MAC, everything counted) of Table 6's encoders at paper scale for other numbers of frames.
+
+    One dict each: model, frames, gflops, attention_share (of the MACs).
+    """
+    rows = []
+    for model in PAPER_SCALE:
+        for n in frames:
+            found = macs(at_paper_scale(model, n))
+            total = sum(found.values())
+            rows.append(
+                {"model": model, "frames": n, "gflops": 2 * total / 1e9, "attention_share": found["attention"] / total}
+            )
+    return rows
+
+
+def seconds_per_clip(encoder: VideoEncoder, clips: int = 4, repeats: int = 5) -> float:
+    """Median time of a forward pass without gradients, per clip, at a batch of `clips`; one pass before warms up."""
+    x = torch.randn(clips, *encoder.video_shape, device=next(encoder.parameters()).device)
+    taken = []
+    training = encoder.training
+    encoder.eval()
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            _settle(x)
+            start = time.perf_counter()
+            encoder(x)
+            _settle(x)
+            taken.append(time.perf_counter() - start)
+    encoder.train(training)
+    return statistics.median(taken[1:]) / clips
+
+
+def _settle(x: torch.Tensor) -> None:
+    """Wait until a GPU has done what it was told."""
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
 
 
 def count(module: nn.Module, *shape: int) -> dict[str, int]:

@@ -35,7 +35,8 @@ class SplitFeatures:
 
     `frames` uint8 [N,T,H,W,3]; `flow` float32 [N,T-1] and `dense_flow` [N,T'-1], mean magnitude in
     pixels per frame; `waveforms` int16 [N,samples]; `beats` bool [N,t_a] (P_a); `tokens` int16
-    [N,K,t_a] or None when no codec was given; `genres` int [N]; `manifest` the rows themselves.
+    [N,K,t_a] or None when no codec was given; `genres` int [N]; `scenes` int16 [N,kinds], the place of what the
+    picture shows in the corpus's SCENES; `manifest` the rows themselves.
     """
 
     ids: list[str]
@@ -46,6 +47,7 @@ class SplitFeatures:
     dense_flow: np.ndarray
     waveforms: np.ndarray
     beats: np.ndarray
+    scenes: np.ndarray
     tokens: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -224,7 +226,7 @@ def load_music(profile: Profile, codec, workers: int | None = None, progress: bo
 
 def load_split(profile: Profile, split: str, codec=None, progress: bool = True) -> SplitFeatures:
     """Arrays of a split, made first where they are missing; with a codec also its tokens."""
-    from vmas.corpus import GENRES, load_manifest
+    from vmas.corpus import GENRES, SCENES, load_manifest
 
     folder = build_split(profile, split, progress=progress)
     rows = load_manifest(paths.corpus(profile.name))
@@ -234,7 +236,8 @@ def load_split(profile: Profile, split: str, codec=None, progress: bool = True) 
     if codec is not None:
         tokens = np.load(build_tokens(profile, split, codec, progress), mmap_mode="r")
     genres = rows["genre"].map({g: i for i, g in enumerate(GENRES)}).to_numpy(dtype=np.int64)
-    return SplitFeatures(list(rows["id"]), genres, rows, tokens=tokens, **loaded)
+    scenes = np.stack([rows[k].map({n: i for i, n in enumerate(v)}) for k, v in SCENES.items()], 1).astype(np.int16)
+    return SplitFeatures(list(rows["id"]), genres, rows, scenes=scenes, tokens=tokens, **loaded)
 
 
 def _write_json(path: Path, data: dict) -> None:

@@ -128,7 +128,7 @@ def music_embedding(logits: Tensor, codebooks: Tensor, mask: Tensor | None = Non
         share = (v / v.sum(dim=2, keepdim=True).clamp(min=1)).view(B * K, 1, T)
     # the mean over time as a product: its gradient is then one, too, in place of three passes over all logits
     mean = torch.bmm(share, y.flatten(0, 1)).view(B, K, card)
-    return torch.einsum("bkc,kcd->bd", mean, codebooks.detach().to(mean.dtype))
+    return mean.flatten(1) @ codebooks.detach().to(mean.dtype).flatten(0, 1)
 
 
 def _full(x: Tensor) -> Tensor:

@@ -20,20 +20,22 @@ from vmas import checkpoint, config, losses
 from vmas.config import Profile
 from vmas.decoder import MusicDecoder
 from vmas.encoder import VideoEncoder, normalise
-from vmas.errors import CheckpointError
+from vmas.encoder_sampled import make_encoder
+from vmas.errors import CheckpointError, UsageError
 
 KIND = "vmas"
 ARCHITECTURE = ("clip", "codec", "encoder", "decoder", "align")  # what a checkpoint fixes; sampling stays free
 
 
 def build_encoder(profile: Profile) -> VideoEncoder:
-    """The video encoder of a profile: [B,3,t_v,H,W] → X_v [B,t_v/2,d]."""
-    return VideoEncoder.from_config(profile.encoder, profile.clip.num_frames, profile.clip.img_size)
+    """The video encoder of a profile: [B,3,t_v,H,W] → X_v [B,t_v/2,d] (other rows for the encoders of Table 6)."""
+    return make_encoder(profile.encoder, profile.clip.num_frames, profile.clip.img_size)
 
 
 def build_decoder(profile: Profile) -> MusicDecoder:
     """The music decoder of a profile; it holds the projection from the encoder's width to its own."""
-    d = profile.decoder
+    d, clip, e = profile.decoder, profile.clip, profile.encoder
+    fps = clip.fps * e.frames / clip.num_frames if e.frames else clip.fps  # of the frames that the encoder sees
     return MusicDecoder(
         n_q=profile.codec.n_q,
         card=profile.codec.bins,
@@ -41,11 +43,11 @@ def build_decoder(profile: Profile) -> MusicDecoder:
         layers=d.layers,
         heads=d.heads,
         ff_mult=d.ff_mult,
-        cond_dim=profile.encoder.out_dim,
+        cond_dim=e.out_dim,
         dropout=d.dropout,
         time_bias_s=d.time_bias_s,
         frame_rate=profile.codec.frame_rate,
-        cond_rate=profile.clip.fps / profile.encoder.patch_stride[0],
+        cond_rate=fps / e.patch_stride[0],
     )
 
 
@@ -93,22 +95,35 @@ class VMAs(nn.Module):
         return self.encoder(normalise(frames))
 
     def forward(
-        self, frames: Tensor, codes: Tensor, weights: Tensor | None = None, conditioned: bool = True
+        self,
+        frames: Tensor | None,
+        codes: Tensor,
+        weights: Tensor | None = None,
+        conditioned: bool = True,
+        pieces: int = 1,
+        start: int = 0,
+        X_v: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
-            frames: uint8 [B,t_v,H,W,3].
+            frames: uint8 [B,t_v,H,W,3]; None where X_v is given.
             codes: int64 [B,K,t_a], the codec's tokens of the training audio.
             weights: P_av float [B,t_a] (eq. 3), or None for uniform weights.
             conditioned: False drops the condition of the whole batch (guidance training); L_c is then skipped.
+            pieces, start: codes and weights begin at token `start` of the clip and are cut into `pieces` that do
+                not hear each other (see `MusicDecoder.codec_time_logits`).
+            X_v: float [B,t_v/2,d], the encoder's answer to `frames` where it is known already.
 
         Returns: "loss" (L), "L_g", "L_c" (0 when skipped), "ce" (unweighted cross-entropy), all scalars.
         """
         a = self.profile.align
-        X_v = self.encode_video(frames)
+        if X_v is None:
+            if frames is None:
+                raise UsageError("the model needs frames, or X_v of them")
+            X_v = self.encode_video(frames)
         keep = None if conditioned else torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
-        logits = self.decoder.codec_time_logits(codes, X_v, keep)
+        logits = self.decoder.codec_time_logits(codes, X_v, keep, pieces, start)
         nll = losses.token_nll(logits, codes)
         L_g = losses.weighted_mean(nll, None, weights if a.beat_weighting else None, a.normalise)
         ce = losses.weighted_mean(nll.detach())

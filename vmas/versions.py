@@ -12,7 +12,10 @@ STAGES: dict[str, int] = {
     "mv_align": 1,
     "tagger": 1,
     "evaluation": 3,
-    "training": 3,
+    "training": 4,
+    "filters": 1,
+    "follow": 1,
+    "fig2": 2,
 }
 
 

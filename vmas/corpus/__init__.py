@@ -5,13 +5,14 @@ so any clip can be made again alone from its id. What is made here is known by c
 chords, every note onset, every beat and whether the picture shows it, every event without a beat.
 """
 
-from vmas.corpus.genres import GENRES
+from vmas.corpus.genres import GENRES, SCENES
 from vmas.corpus.make import CORPUS_VERSION, data_sha256, load_manifest, make, render_clip
 from vmas.corpus.spec import SPLITS, ClipSpec, clip_id, parse_id, sample_spec
 
 __all__ = [
     "CORPUS_VERSION",
     "GENRES",
+    "SCENES",
     "SPLITS",
     "ClipSpec",
     "clip_id",

@@ -300,6 +300,11 @@ SHIFTED_TEXTURE = {
     "shards": "grain",
 }
 SHIFTED_FIGURE = {"disc": "cross", "ring": "cross", "square": "triangle", "star": "triangle"}
+# What the pictures of every split may show, by kind: the labels of the encoder's first stage.
+SCENES = {
+    "texture": tuple(sorted({g.texture for g in TABLE.values()} | set(SHIFTED_TEXTURE.values()))),
+    "figure": tuple(sorted({g.figure for g in TABLE.values()} | set(SHIFTED_FIGURE.values()))),
+}
 PROGRAM_NAMES = {
     0: "piano",
     2: "electric grand",

@@ -67,6 +67,32 @@ def paired_difference(
     return summarise(a - b, seed, n, confidence, method)
 
 
+def ratio(a: np.ndarray, b: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 0.95) -> MeanCI:
+    """mean(a) / mean(b) over the same clips [N], and its bootstrap interval (clips drawn with both their values).
+
+    A pair with a NaN on either side is left out. All NaN where mean(b) is 0; resamples whose mean(b) is 0 are left out.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise DataError(f"a ratio needs the same clips on both sides, got {list(a.shape)} and {list(b.shape)}")
+    ok = ~(np.isnan(a) | np.isnan(b))
+    a, b, left_out = a[ok], b[ok], int((~ok).sum())
+    if not a.size or b.sum() == 0:
+        return MeanCI(float("nan"), float("nan"), float("nan"), a.size, left_out)
+    if a.size < 2:
+        return MeanCI(float(a[0] / b[0]), float("nan"), float("nan"), 1, left_out)
+    times = resamples(a.size, n, seed)
+    above, below = times @ a, times @ b
+    tail = (1 - confidence) / 2
+    lo, hi = np.quantile(above[below != 0] / below[below != 0], [tail, 1 - tail])
+    return MeanCI(float(a.sum() / b.sum()), float(lo), float(hi), a.size, left_out)
+
+
+def resamples(size: int, n: int = 2000, seed: int = 0) -> np.ndarray:
+    """How often each of `size` clips is drawn in each of `n` bootstrap resamples, float64 [n,size]."""
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n).astype(np.float64)
+
+
 def stratified(values: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 0.95) -> MeanCI:
     """Mean of `values` [seeds, clips] with an interval that counts both as drawn by chance.
 

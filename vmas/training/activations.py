@@ -20,6 +20,7 @@ keeps the encoder's norms' inputs in fp32 throughout (autocast), as counted here
 Frozen parts through which gradients still pass are counted as if they were trained.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -75,7 +76,7 @@ def encoder_bytes(encoder: VideoEncoder, clips: int, c: int) -> int:
                 total += c * tokens * dim * (c < FP32)
             if block.cells > 1:  # the maximum keeps what it chose from, and its choice: of the queries and the skip
                 total += c * (tokens + 2 * queries) * out
-    steps = clips * encoder.grid[0]
+    steps = clips * math.prod(encoder.layouts[-1].grid)  # one place a time step in the paper's encoder
     return total + steps * (FP32 * encoder.dim + STATISTICS)
 
 

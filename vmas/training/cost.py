@@ -18,14 +18,13 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from vmas import encoder_cost
 from vmas.config import Profile
 from vmas.decoder import MusicDecoder
 from vmas.encoder import VideoEncoder
-from vmas.encoder_cost import Gemm
+from vmas.encoder_cost import Gemm, Unfilled
 from vmas.errors import UsageError, nearest
 from vmas.training.activations import FP32, Activations, activations
 from vmas.training.optim import freeze
@@ -58,17 +57,6 @@ GPUS = {
 }
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves out initialisation: on the meta device there are no numbers to fill in, and torch knows these
-    operations there only in Python, whose first call imports its compiler (5 s)."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in (nn.init.normal_, Tensor.erfinv_, Tensor.clamp_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 class Skeleton(nn.Module):
     """The parameters of `vmas.model.VMAs` under the same names, on the meta device, frozen as the profile says."""
 
@@ -76,7 +64,7 @@ class Skeleton(nn.Module):
         from vmas.model import build_decoder, build_encoder
 
         super().__init__()
-        with torch.device("meta"), _Unfilled():
+        with torch.device("meta"), Unfilled():
             self.encoder: VideoEncoder = build_encoder(profile)
             self.decoder: MusicDecoder = build_decoder(profile)
             self.video_to_music = nn.Linear(profile.encoder.out_dim, profile.codec.dim)

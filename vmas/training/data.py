@@ -23,6 +23,14 @@ class Source(Protocol):
         """Clips in one epoch."""
         ...
 
+    def __getitems__(self, indices) -> dict[str, Tensor]:
+        """One batch: the clips at the given positions."""
+        ...
+
+    def first(self, n: int) -> dict[str, Tensor]:
+        """The first n clips, or all."""
+        ...
+
     def loader(
         self, batch_size: int, seed: int, start: int, stop: int, rank=0, world=1, workers=0, pin=False
     ) -> Iterable[dict[str, Tensor]]:
@@ -74,6 +82,10 @@ class ClipDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def plus(self, name: str, array: np.ndarray) -> "ClipDataset":
+        """The same clips with one array more, as long as the others."""
+        return ClipDataset({**self.arrays, name: array}, self.rows)
+
     def __getitems__(self, indices) -> dict[str, Tensor]:
         """One batch: every array at the given positions, int16 tokens widened to int64."""
         rows = self.rows[np.asarray(indices)]
@@ -98,3 +110,14 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def first(self, n: int) -> dict[str, Tensor]:
         return self.__getitems__(range(min(n, len(self))))
+
+
+class Held(ClipDataset):
+    """The clips of a stream in memory, but for what is large and no longer needed: `first` still gives it."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], stream: Source):
+        super().__init__(arrays)
+        self.stream = stream
+
+    def first(self, n: int) -> dict[str, Tensor]:
+        return {**self.stream.first(n), **super().first(n)}

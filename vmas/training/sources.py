@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vmas.config import Profile
+from vmas.config import Profile, sha256
 from vmas.errors import CheckpointError, DataError
 from vmas.training.data import ClipDataset, Source
 from vmas.training.tasks import motion_data, music_data, vmas_data
@@ -14,22 +14,32 @@ SPLITS = ("train", "val")
 
 
 class Data(Protocol):
-    """Sources by stage and split ("train" or "val"), and all optical flow [N,t_v-1] of a split."""
+    """Sources by stage and split ("train" or "val"), all optical flow [N,t_v-1] of a split, and the first n training
+    clips' frames. `scenes` are the numbers of labels of each kind that `motion` gives as "scene", () without labels.
+    `keys` names the clips of stage 1 and of stage 2 where they are not the procedural corpus's own.
+    """
+
+    scenes: tuple[int, ...]
+    keys: tuple[str, str]
 
     def motion(self, split: str) -> Source: ...
     def music(self, split: str) -> Source: ...
     def vmas(self, split: str, rows: np.ndarray | None = None) -> Source: ...
     def flow(self, split: str) -> np.ndarray: ...
     def clips(self, split: str) -> int: ...
+    def frames(self, n: int) -> np.ndarray: ...
 
 
 class CorpusData:
     """The features of the procedural corpus, memory-mapped; made where they are missing."""
 
     def __init__(self, profile: Profile, codec: Any, progress: bool = True):
+        from vmas.corpus import SCENES
         from vmas.features import load_split
 
         self.profile, self.codec, self.progress = profile, codec, progress
+        self.keys = "", ""
+        self.scenes = tuple(len(names) for names in SCENES.values())
         self.splits = {s: load_split(profile, s, codec, progress) for s in SPLITS}
 
     def motion(self, split: str) -> ClipDataset:
@@ -51,6 +61,9 @@ class CorpusData:
     def clips(self, split: str) -> int:
         return len(self.splits[split])
 
+    def frames(self, n: int) -> np.ndarray:
+        return self.splits["train"].frames[:n]
+
 
 class ShardData:
     """Shards of `folder`/train and `folder`/val, streamed (`vmas dataset build`, `vmas.dataset`).
@@ -61,9 +74,11 @@ class ShardData:
 
     def __init__(self, profile: Profile, codec: Any, folder):
         self.profile, self.folder = profile, Path(folder)
+        self.scenes: tuple[int, ...] = ()  # shards of real videos name no scenes
         for split in SPLITS:
             if not (self.folder / split).is_dir():
                 raise DataError(f"{self.folder}: no folder {split}; --data takes what 'vmas dataset build' writes")
+        self.keys = (self._key(),) * 2
         meta = self.vmas("train").meta
         have = (meta["fps"], meta["frame_rate"], meta.get("seconds", profile.clip.seconds))
         need = (profile.clip.fps, profile.codec.frame_rate, profile.clip.seconds)
@@ -76,6 +91,11 @@ class ShardData:
         from vmas import dataset
 
         return dataset.open(self.folder / split, fields=fields, **options)
+
+    def _key(self) -> str:
+        from vmas.dataset import shards
+
+        return sha256([shards.read_index(self.folder / s)[1]["sha256"].tolist() for s in SPLITS])
 
     def motion(self, split: str) -> Source:
         return self._open(split, "frames", "flow")
@@ -93,7 +113,37 @@ class ShardData:
     def clips(self, split: str) -> int:
         return len(self._open(split, "codes"))
 
+    def frames(self, n: int) -> np.ndarray:
+        found = self._open("train", "frames")
+        return found.__getitems__(range(min(n, len(found))))["frames"].numpy()
+
 
 def open_data(profile: Profile, codec: Any, folder=None, progress: bool = True) -> Data:
     """The shards of `folder`, else the procedural corpus."""
     return CorpusData(profile, codec, progress) if folder is None else ShardData(profile, codec, folder)
+
+
+class Further:
+    """Stage 1 as `first` has it, stage 2 on the training clips of the shards in `folder`, validation on `first`'s.
+
+    What starts from the same weights and is judged on the same clips differs by its training clips alone. `rows` int
+    [n] are the rows of the shards' index that stage 2 sees (default: all); `key` names them in the folders of its
+    training states.
+    """
+
+    def __init__(self, first: Data, profile: Profile, folder, key: str, rows: np.ndarray | None = None):
+        self.first, self.profile, self.folder, self.rows = first, profile, Path(folder), rows
+        self.scenes, self.keys = first.scenes, (first.keys[0], key)
+        self.motion, self.music, self.flow, self.frames = first.motion, first.music, first.flow, first.frames
+
+    def clips(self, split: str) -> int:
+        return len(self.vmas(split))
+
+    def vmas(self, split: str, rows: np.ndarray | None = None) -> Source:
+        from vmas import dataset
+
+        if split != "train":
+            return self.first.vmas(split, rows)
+        if self.rows is not None:
+            rows = self.rows if rows is None else self.rows[rows]
+        return dataset.open(self.folder, fields=("frames", "codes", "weights"), align=self.profile.align, rows=rows)

@@ -4,6 +4,8 @@ Stage 1 stands for the public weights that the paper starts from (Hiera's and Mu
 every condition of a seed; stage 2 is the paper's objective.
 """
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from vmas import paths, versions
+from vmas import config, paths, versions
 from vmas.config import Profile, TrainConfig, sha256
 from vmas.errors import UsageError
 from vmas.training import sharded
+from vmas.training.data import ROWS, ClipDataset, Held, Source
 from vmas.training.loop import Preempted, Stage, fit, recipe
 from vmas.training.sources import Data, open_data
 
@@ -25,8 +28,14 @@ STAGE_1 = {
     "freeze": (),
     "encoder_lr_scale": 1.0,
     "cfg_dropout": 0.0,
+    "calibrate": False,
     "sample_every": 0,
 }  # what only stage 2 has: its conditions share stage 1
+
+
+HOLD = 2**30  # bytes of a stream's clips without pictures
+CHUNK = 64  # clips
+CALIBRATION = 256  # training clips over which the condition is standardised
 
 
 @dataclass(frozen=True)
@@ -45,17 +54,21 @@ class Session:
         return paths.cache() / "train" / self.profile.name / f"{stage.name}-seed{self.seed}-{key[:8]}"
 
     def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
+        from accelerate import PartialState
+
         folder = self.folder(cfg, stage, *parts)
         train, val = data
         try:
             return fit(task, train, val, cfg, stage, folder, self.seed, self.device, self.progress, say=self.say)
         except Preempted as e:
             self.say(e.message)
+            # every process is here: without an orderly end gloo's threads may abort the exit with 0
+            PartialState().destroy_process_group()
             raise
 
 
 def pretrain_encoder(session: Session, data: Data) -> tuple[nn.Module, dict]:
-    """Stage 1a: the encoder learns motion and thumbnails (stands for Hiera's weights); left out at 0 steps."""
+    """Stage 1a: the encoder learns motion, thumbnails and scenes (stands for Hiera's weights); left out at 0 steps."""
     from vmas.model import build_encoder
     from vmas.training.tasks import MotionTask
 
@@ -64,11 +77,12 @@ def pretrain_encoder(session: Session, data: Data) -> tuple[nn.Module, dict]:
     encoder = build_encoder(session.profile)
     if not e.motion_steps:
         return encoder, {}
-    session.say("stage 1a: the encoder learns motion and thumbnails (stands for Hiera's weights)")
-    task = MotionTask(encoder, *MotionTask.statistics(data.flow("train")))
+    session.say("stage 1a: the encoder learns motion, thumbnails and scenes (stands for Hiera's weights)")
+    task = MotionTask(encoder, *MotionTask.statistics(data.flow("train")), data.scenes)
     stage = Stage("motion", e.motion_steps, e.motion_batch, e.motion_lr, e.motion_steps // 10)
-    cfg = replace(session.profile.train, optimizer="adamw", **STAGE_1)
-    return task.encoder, session.fit(task, (data.motion("train"), data.motion("val")), cfg, stage, e)
+    cfg = replace(session.profile.train, optimizer="adamw", pieces_s=(), **STAGE_1)
+    both = data.motion("train"), data.motion("val")
+    return task.encoder, session.fit(task, both, cfg, stage, e, *named(data.keys[0]))
 
 
 def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[nn.Module, dict]:
@@ -82,12 +96,75 @@ def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[n
     if not cfg.pretrain_steps:
         return decoder, {}
     session.say("stage 1b: the decoder learns music without video (stands for MusicGen's weights)")
-    task = MusicTask(decoder, p.encoder.out_dim, p.num_video_tokens)
+    task = MusicTask(decoder, p.encoder.out_dim, p.num_video_tokens, p.piece_tokens)
     stage = Stage(
         "music", cfg.pretrain_steps, cfg.batch_size, cfg.pretrain_lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4)
     )
     both = data.music("train"), data.music("val")
-    return task.decoder, session.fit(task, both, replace(cfg, **STAGE_1), stage, p.decoder, codec_sha256)
+    # without a condition the time bias has nothing to act on: conditions with and without it share this stage
+    parts = replace(p.decoder, time_bias_s=None), codec_sha256, *_own_width(p), *named(data.keys[0])
+    return task.decoder, session.fit(task, both, replace(cfg, **STAGE_1), stage, *parts)
+
+
+def named(key: str) -> list[str]:
+    """[key], or nothing for the procedural corpus's own clips, which the profile already names."""
+    return [key] if key else []
+
+
+def _own_width(profile: Profile) -> list[int]:
+    """[d] where X_v has another width than in the profile as it stands: the decoder is then another one."""
+    d = profile.encoder.out_dim
+    return [] if profile.name in config.PROFILES and d == config.load(profile.name).encoder.out_dim else [d]
+
+
+@torch.no_grad()
+def encode(model, frames: np.ndarray, batch: int = 16) -> torch.Tensor:
+    """X_v float32 [N,t_v/2,d] of uint8 frames [N,t_v,H,W,3], without dropout."""
+    training = model.training
+    model.eval()
+    parts = [torch.from_numpy(np.array(frames[i : i + batch])) for i in range(0, len(frames), batch)]
+    X_v = torch.cat([model.encode_video(part.to(model.device)).float() for part in parts])
+    model.train(training)
+    return X_v
+
+
+@torch.no_grad()
+def calibrate(model, frames: np.ndarray) -> None:
+    """Let the projected condition begin with mean 0 and standard deviation 1 over `frames` uint8 [N,t_v,H,W,3].
+
+    Every dimension of X_v is standardised first; both maps are folded into `cond_proj`, so nothing is added to the
+    model. A pretrained encoder's tokens share a large mean, beside which what tells clips apart is small.
+    """
+    X_v = encode(model, frames).flatten(0, 1)
+    mean, std = X_v.mean(0), X_v.std(0).clamp(min=1e-6)
+    proj = model.decoder.cond_proj
+    scale = ((X_v - mean) / std @ proj.weight.T).std().clamp(min=1e-6)
+    proj.weight.copy_(proj.weight / std / scale)
+    proj.bias.copy_(-proj.weight @ mean)
+
+
+def seen_once(model, source: Source, hold: int = HOLD) -> Source:
+    """`source` with "X_v" of every clip, where the encoder is frozen whole and says the same at every step.
+
+    A stream of shards is then held in memory without its pictures, unless that takes more than `hold` bytes.
+    """
+    frozen = not any(p.requires_grad for p in model.encoder.parameters())
+    if not frozen or model.profile.encoder.drop_path_rate:
+        return source
+    if isinstance(source, ClipDataset):
+        return source.plus("X_v", encode(model, source.arrays["frames"]).cpu().numpy())
+    arrays: dict[str, np.ndarray] = {}
+    for i in range(0, len(source), CHUNK):
+        batch = source.__getitems__(range(i, min(i + CHUNK, len(source))))
+        batch["X_v"] = encode(model, batch.pop("frames").numpy()).cpu()
+        if not arrays:
+            shapes = {k: (len(source), *v.shape[1:]) for k, v in batch.items() if k != ROWS}
+            if sum(math.prod(shape) * batch[k].element_size() for k, shape in shapes.items()) > hold:
+                return source
+            arrays = {k: np.empty(shape, batch[k].numpy().dtype) for k, shape in shapes.items()}
+        for k, a in arrays.items():
+            a[i : i + CHUNK] = batch[k].numpy()
+    return Held(arrays, source)
 
 
 def shared_rows(n: int, share: float, seed: int) -> np.ndarray | None:
@@ -113,7 +190,7 @@ def train_profile(
 
     Public weights that the profile names (Hiera, MusicGen, EnCodec) take the place of the stages that stand for
     them. `share` is the share of the training clips that stage 2 sees, drawn by the seed (figures 6 and 7). `data`
-    is a folder of shards; without it the procedural corpus is read, whose codec must be there
+    is a folder of shards or `Data` already open; without it the procedural corpus is read, whose codec must be there
     (`vmas.pipeline.train` makes what is missing). Every stage resumes from its own folder under the cache, so
     an interrupted command is simply given again.
     """
@@ -127,18 +204,23 @@ def train_profile(
     session = Session(profile, seed, device, progress, say if state.is_main_process else _silent)
     codec = the_codec(profile)
     with state.main_process_first():  # one process makes what is missing
-        found = open_data(profile, codec, data, progress and state.is_main_process)
+        opened = data is not None and not isinstance(data, str | os.PathLike)
+        found = data if opened else open_data(profile, codec, data, progress and state.is_main_process)
     record: dict = {}
     torch.manual_seed(seed + 2)
     model = VMAs(profile, codec)
     start(model, session, found, record)
+    if profile.train.calibrate:
+        calibrate(model, found.frames(CALIBRATION))
 
     session.say("stage 2: VMAs, L = βL_c + L_g")
     cfg = profile.train
     stage = Stage("vmas", cfg.steps, cfg.batch_size, cfg.lr, cfg.warmup_steps)
     both = found.vmas("train", shared_rows(found.clips("train"), share, seed)), found.vmas("val")
     parts = (profile.encoder, profile.decoder, profile.align, codec.sha256, *([] if share == 1 else [share]))
-    record["vmas"] = session.fit(VMAsTask(model), both, cfg, stage, *parts)
+    parts = *parts, *named(found.keys[1])
+    task = VMAsTask(model)
+    record["vmas"] = session.fit(task, [seen_once(model, part) for part in both], cfg, stage, *parts)
     record["threads"], record["device"] = torch.get_num_threads(), str(state.device)
     record["processes"] = state.num_processes
     weights = sharded.full_state(model)

@@ -5,6 +5,8 @@ dataset gives batches from memory-mapped features. `motion` stands for Hiera's K
 `music` for MusicGen's; at paper scale both are loaded instead and only `vmas` is trained.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,13 +17,14 @@ from vmas.beats import beat_weights, flow_to_grid, video_beats
 from vmas.config import Profile
 from vmas.decoder import MusicDecoder
 from vmas.encoder import VideoEncoder, normalise
-from vmas.errors import DataError
+from vmas.errors import ConfigError, DataError
 from vmas.features import SplitFeatures
 from vmas.model import VMAs
 from vmas.training.data import ClipDataset
 from vmas.training.optim import freeze
 
 THUMBNAIL = 4  # pixels a side
+SCENE_WEIGHT = 0.3  # of the cross-entropy of the names: at 1 it drowns the motion
 FLOW_FLOOR = 0.05  # pixels per frame; log(flow + floor) spreads still and moving frames alike
 
 
@@ -43,7 +46,7 @@ def _tokens(split: SplitFeatures) -> np.ndarray:
 
 
 def motion_data(split: SplitFeatures) -> ClipDataset:
-    return ClipDataset({"frames": split.frames, "flow": split.flow})
+    return ClipDataset({"frames": split.frames, "flow": split.flow, "scene": split.scenes})
 
 
 def music_data(split: SplitFeatures, more: np.ndarray | None = None) -> ClipDataset:
@@ -57,19 +60,31 @@ def vmas_data(split: SplitFeatures, profile: Profile, rows: np.ndarray | None = 
     return ClipDataset({"frames": split.frames, "codes": _tokens(split), "weights": weights}, rows)
 
 
+def span(frames: int, rows: int) -> int:
+    """Frames of the clip that one row of X_v answers for. Raises ConfigError when they are not whole."""
+    if frames % rows:
+        raise ConfigError(f"encoder: {rows} rows of X_v cannot share {frames} frames evenly")
+    return frames // rows
+
+
 class MotionTask(nn.Module):
-    """Regress motion and a thumbnail from X_v (stands for pretrained Hiera: masked pictures, then Kinetics).
+    """Regress motion and a thumbnail from X_v and name the scene (stands for Hiera: masked pictures, then Kinetics).
 
     Token j of X_v is centred on frame 2j. It answers for the log flow magnitude of the pairs (2j-1, 2j) and
-    (2j, 2j+1), and for frame 2j at 4x4 pixels: with motion alone, what tells one scene from another keeps a small
-    part of the variance of X_v. Flow is also what MV Align looks at: said wherever the mini results are shown.
+    (2j, 2j+1), and for frame 2j at 4x4 pixels; an encoder with fewer rows (Table 6) answers for more pairs with
+    each, seen or not. With motion alone, what tells one scene from another keeps a small part of the variance of
+    X_v. Flow is also what MV Align looks at: said wherever the mini results are shown.
+    `classes` are the numbers of names of each kind that a batch's "scene" int [B,kinds] holds (ground texture and
+    figure; labels of the picture, not of the music); () where the clips have none.
     """
 
-    def __init__(self, encoder: VideoEncoder, mean: float, std: float):
+    def __init__(self, encoder: VideoEncoder, mean: float, std: float, classes: Sequence[int] = ()):
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.dim, 2)
-        self.picture = nn.Linear(encoder.dim, 3 * THUMBNAIL**2)
+        self.middles = encoder.rows_at
+        self.head = nn.Linear(encoder.width, span(encoder.video_shape[1], len(self.middles)))
+        self.picture = nn.Linear(encoder.width, 3 * THUMBNAIL**2)
+        self.scene = nn.ModuleList(nn.Linear(encoder.width, n) for n in classes)
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
 
@@ -84,42 +99,76 @@ class MotionTask(nn.Module):
         X_v = self.encoder(pixels)
         guess = self.head(X_v).flatten(1)[:, 1 : target.shape[1] + 1]
         motion = F.mse_loss(guess, target)
-        seen = F.adaptive_avg_pool2d(pixels[:, :, ::2].transpose(1, 2).flatten(0, 1), THUMBNAIL)
+        seen = F.adaptive_avg_pool2d(pixels[:, :, self.middles].transpose(1, 2).flatten(0, 1), THUMBNAIL)
         picture = F.mse_loss(self.picture(X_v).flatten(0, 1), seen.flatten(1))
-        return {"loss": motion + picture, "r2": 1 - motion.detach() / target.var(), "picture": picture.detach()}
+        out = {"loss": motion + picture, "r2": 1 - motion.detach() / target.var(), "picture": picture.detach()}
+        for kind, linear in enumerate(self.scene):  # every token names the scene: its label, once per token
+            label = batch["scene"][:, kind, None].expand(-1, X_v.shape[1])
+            named = linear(X_v)
+            out["loss"] = out["loss"] + SCENE_WEIGHT * F.cross_entropy(named.flatten(0, 1), label.flatten())
+            out[f"scene{kind}"] = (named.detach().argmax(-1) == label).float().mean()
+        return out
+
+
+def draw_pieces(T: int, lengths: Sequence[int], generator: torch.Generator) -> tuple[int, int, int]:
+    """One of `lengths`, in tokens, and where the first piece begins: (pieces, start, stop) within T tokens."""
+    if not lengths:
+        return 1, 0, T
+    L = lengths[int(torch.randint(len(lengths), (), generator=generator))]
+    start = int(torch.randint(min(L, T - L + 1), (), generator=generator))
+    pieces = (T - start) // L
+    return pieces, start, start + pieces * L
 
 
 class MusicTask(nn.Module):
-    """Next-token prediction on music alone, without a condition (stands for pretrained MusicGen)."""
+    """Next-token prediction on music alone, without a condition (stands for pretrained MusicGen).
 
-    def __init__(self, decoder: MusicDecoder, cond_dim: int, video_tokens: int):
+    `lengths`: of the pieces that a training step hears, see `draw_pieces`; () = whole clips.
+    """
+
+    def __init__(self, decoder: MusicDecoder, cond_dim: int, video_tokens: int, lengths: Sequence[int] = ()):
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.lengths = decoder, lengths
         self.cond_dim, self.video_tokens = cond_dim, video_tokens
 
     def forward(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        codes = batch["codes"]
+        codes, pieces = batch["codes"], 1
+        if generator is not None:
+            pieces, start, stop = draw_pieces(codes.shape[-1], self.lengths, generator)
+            codes = codes[..., start:stop]
         b = len(codes)
         X_v = torch.zeros(b, self.video_tokens, self.cond_dim, device=codes.device)
         keep = torch.zeros(b, dtype=torch.bool, device=codes.device)
-        logits = self.decoder.codec_time_logits(codes, X_v, keep)
+        logits = self.decoder.codec_time_logits(codes, X_v, keep, pieces)
         return {"loss": losses.weighted_cross_entropy(logits, codes)}
 
 
 class VMAsTask(nn.Module):
-    """The paper's objective; drops the condition of a whole batch with probability `cfg_dropout`."""
+    """The paper's objective; drops the condition of a whole batch with probability `cfg_dropout`.
+
+    With `pieces_s` an update cuts its clips into pieces of one length drawn from it. Once the decoder has heard a
+    second of music, it needs no picture to go on, so whole clips say little about the picture; the beginning of
+    every piece does. Not in the paper, which has 2.2M clips.
+    """
 
     def __init__(self, model: VMAs):
         super().__init__()
         self.model = model
         cfg = model.profile.train
         self.cfg_dropout = cfg.cfg_dropout
+        self.lengths = model.profile.piece_tokens
         model.decoder.gradient_checkpointing = cfg.activation_checkpointing
         freeze(model, cfg.freeze)
 
     def forward(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        drop = generator is not None and float(torch.rand((), generator=generator)) < self.cfg_dropout
-        return self.model(batch["frames"], batch["codes"], batch["weights"], conditioned=not drop)
+        codes, weights = batch["codes"], batch["weights"]
+        frames, X_v = batch.get("frames"), batch.get("X_v")
+        if generator is None:
+            return self.model(frames, codes, weights, X_v=X_v)
+        drop = float(torch.rand((), generator=generator)) < self.cfg_dropout
+        pieces, start, stop = draw_pieces(codes.shape[-1], self.lengths, generator)
+        part = codes[..., start:stop], weights[..., start:stop]
+        return self.model(frames, *part, conditioned=not drop, pieces=pieces, start=start, X_v=X_v)
 
     def param_groups(self, lr: float) -> list[dict]:
         """The optimizer's groups: the encoder with its share of `lr`, the rest with `lr`."""
