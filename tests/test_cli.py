@@ -64,7 +64,7 @@ def test_each_command_has_help(capsys, command):
         (["reproduce", "table3", "--seed", "-1"], "--seed"),
         (["reproduce", "table3", "--profile", "mnii"], "did you mean mini"),
         (["reproduce", "tabel3"], "did you mean table3"),
-        (["reproduce", "table6"], "planned, not available yet; available now: table3"),
+        (["reproduce", "fig8"], "planned, not available yet; available now: table1, table3"),
         (["reproduce", "table3", "--profile", "none.yaml"], "no such config file"),
         (["train", "--profile", "smoke", "--set", "train.stepz=3", "-o", "x"], "did you mean steps"),
         (["train", "--profile", "smoke", "--set", "train.steps", "-o", "x"], "KEY=VALUE"),
@@ -136,8 +136,8 @@ def test_list_tells_available_from_planned(capsys):
     assert code == 0
     state = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:]}
     assert state["table3"] == "available"
-    assert state["table6"] == state["fig3"] == state["claims"] == "planned"
-    assert len(state) == 16
+    assert state["fig8"] == state["fig3"] == state["claims"] == "planned"
+    assert len(state) == 17
 
 
 def test_version(capsys):

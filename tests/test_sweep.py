@@ -8,7 +8,7 @@ from vmas.errors import DataError, UsageError
 from vmas.experiments import assemble, data_size, registry, runner, sweep, table5
 from vmas.experiments.sweep import Condition
 from vmas.records import Record, Row
-from vmas.report import paper
+from vmas.report import paper, sweeps, table
 from vmas.training.stages import shared_rows
 
 DATA = "corpus"
@@ -42,6 +42,7 @@ def test_conditions_of_table_5_are_the_papers_rows_and_one_change_each():
     assert not mini["baseline"].align.beat_weighting
     assert mini["beats"].align.normalise == "count"
     assert mini["beats"].align.temperature == 1.0
+    assert mini["beats"].align.alpha == 0.05  # appendix B's, whatever the profile takes
     assert len({config.sha256(p) for p in mini.values()}) == len(mini)
 
 
@@ -96,12 +97,20 @@ def test_paired_differences_use_shared_seeds_only(smoke):
 
 
 def test_a_table_of_what_is_recorded(smoke):
-    conditions = [Condition("b", "B"), Condition("a", "A"), Condition("later", "L")]
+    how = {"align": {"contrastive": False, "alpha": 0.1}, "decoder": {"time_bias_s": None}}
+    conditions = [Condition("b", "B"), Condition("a", "A", how), Condition("later", "L", how)]
     found = {"b": [made(0, [0.1, 0.2], name="B")], "a": [made(0, [0.3, 0.5], name="A")]}
     record = assemble.record("t", "T", conditions, found, "b", smoke)
     assert [r.system for r in record.rows] == ["B", "B", "A", "A"]
     assert record.extra["missing"] == ["later"]
     assert record.extra["differences"]["a"][0]["difference"] == pytest.approx(0.25)
+    notes = table.footnotes(record)
+    assert "A: align.contrastive = False, align.alpha = 0.1, decoder.time_bias_s = None." in notes
+    assert "No record yet: later." in notes
+    assert "one training seed" in notes[0]
+    found["b"].append(made(1, [0.1, 0.3], name="B"))
+    several = table.footnotes(assemble.record("t", "T", conditions, found, "b", smoke))[0]
+    assert "2 training seeds (a 1) and 2 clips" in several
     with pytest.raises(DataError, match="no run is recorded yet"):
         assemble.record("t", "T", conditions, {}, "b", smoke)
 
@@ -126,3 +135,57 @@ def test_jobs_need_a_gpu():
     with pytest.raises(UsageError, match="needs a GPU"):
         sweep.devices("cpu", 2)
     assert sweep.devices("cpu", 1) == ["cpu"]
+
+
+def _assembled(
+    smoke, conditions, curve=(), seeds=(0, 1), values=lambda i, s: [0.2 + 0.1 * i, 0.4 + 0.1 * i + 0.01 * s]
+):
+    found = {}
+    for i, c in enumerate(conditions):
+        found[c.name] = [made(s, values(i, s), 1.0 + i, c.label) for s in seeds]
+        for r in found[c.name]:
+            r.extra["curve"] = list(curve)
+    return assemble.record("t", "T", conditions, found, conditions[0].name, smoke)
+
+
+def test_gains_are_the_paired_differences(smoke):
+    two = [Condition("a", "Autoregressive baseline"), Condition("b", "+ contrastive")]
+    got = sweeps.gains(_assembled(smoke, two))
+    assert list(got.condition) == ["b"]
+    assert float(got.difference.iloc[0]) == pytest.approx(0.1)
+    assert float(got.better.iloc[0]) == 1.0
+    assert got.lo.iloc[0] <= 0.1 + 1e-9 <= got.hi.iloc[0] + 2e-9
+    assert list(sweeps.gains(_assembled(smoke, two[:1])).columns) == list(got.columns)
+
+
+def test_curves_draw_every_condition_with_its_colour(smoke):
+    two = [Condition("a", "Autoregressive baseline"), Condition("b", "+ contrastive")]
+    curve = [{"step": 10, "ce": 3.0, "L_c": 0.0}, {"step": 20, "ce": 2.5, "L_c": 0.0}]
+    ce, contrast = sweeps.curves(_assembled(smoke, two, curve)).axes
+    assert [line.get_color() for line in ce.lines] == ["#56B4E9", "#E69F00"]
+    assert list(ce.lines[0].get_ydata()) == [3.0, 2.5]
+    assert not contrast.lines  # neither has a contrast
+    assert "nats" in ce.get_ylabel()
+
+
+def test_data_size_figure_draws_ours_and_the_papers_on_axes_of_their_own(smoke):
+    (left,) = sweeps.data_size(_assembled(smoke, data_size.CONDITIONS), "fig7").axes
+    ours = next(line for line in left.lines if line.get_label() == DATA)
+    assert list(ours.get_xdata()) == [10.0, 25.0, 50.0, 100.0]
+    np.testing.assert_allclose(ours.get_ydata(), [0.3025, 0.4025, 0.5025, 0.6025])
+    left, right = sweeps.data_size(_assembled(smoke, data_size.CONDITIONS), "fig6").axes
+    assert list(next(line for line in left.lines if line.get_label() == DATA).get_ydata()) == [1.0, 2.0, 3.0, 4.0]
+    quoted = paper.load("fig6")
+    assert sum(len(line.get_xdata()) for line in right.lines) == len(quoted)
+    assert "quoted" in right.get_title(loc="left")
+    with pytest.raises(DataError, match="fig6"):
+        sweeps.data_size(_assembled(smoke, data_size.CONDITIONS), "fig8")
+    with pytest.raises(DataError, match="names no share"):
+        sweeps.data_size(_assembled(smoke, [Condition("a", "VMAs")]), "fig6")
+
+
+def test_the_papers_rows_stand_beside_ours():
+    for module in (table5, data_size):
+        rows = [r for name in module.QUOTED for r in paper.quoted_rows(name)]
+        assert rows
+        assert all(r.status in ("quoted", "unavailable") for r in rows)

@@ -86,6 +86,17 @@ def differences(a: Sequence[Record], b: Sequence[Record], profile: Profile) -> l
     return out
 
 
+def changes(condition: Condition) -> str:
+    """What a condition changes in the profile, `section.option = value` each."""
+
+    def flat(at: str, value) -> list[str]:
+        if isinstance(value, dict):
+            return [line for k, v in value.items() for line in flat(f"{at}.{k}" if at else k, v)]
+        return [f"{at} = {value}"]
+
+    return ", ".join(flat("", condition.overrides))
+
+
 def record(
     target: str,
     title: str,
@@ -114,6 +125,7 @@ def record(
         "differences": gains,
         "seeds": {c.name: sorted(r.extra["seed"] for r in found[c.name]) for c in there},
         "missing": [c.name for c in conditions if c not in there],
+        "changes": {c.label: changes(c) for c in there if changes(c)},
         "curves": {c.name: [r.extra["curve"] for r in found[c.name]] for c in there},
     }
     first = every[0].provenance

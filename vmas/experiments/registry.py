@@ -1,4 +1,4 @@
-"""Every table and figure of the paper as a target, and whether it can be run yet."""
+"""Every table and figure of the paper, and further questions, as a target, and whether it can be run yet."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,13 @@ class Target:
 REGISTRY: dict[str, Target] = {
     t.name: t
     for t in (
-        Target("table1", "Table 1. Datasets", "size and frame similarity of video-music datasets"),
+        Target(
+            "table1",
+            "Table 1. Datasets",
+            "size, frame similarity and voices of video-music datasets; marks of the filters",
+            "01_dataset_filtering.ipynb",
+            "vmas.experiments.table1",
+        ),
         Target("table2", "Table 2. Video encoder", "stages and output sizes of the efficient encoder"),
         Target(
             "table3",
@@ -42,27 +48,61 @@ REGISTRY: dict[str, Target] = {
             "table5",
             "Table 5. Alignment",
             "the contrastive and the beat term, one at a time (--seeds trains)",
+            "12_table5_alignment_ablation.ipynb",
             sweep="vmas.experiments.table5",
         ),
-        Target("table6", "Table 6. Video encoders", "CLIP, Hiera and ours, with GFLOPs"),
+        Target(
+            "table6",
+            "Table 6. Video encoders",
+            "CLIP-style, Hiera-style and ours, with GFLOPs (--seeds trains)",
+            "13_table6_encoders.ipynb",
+            sweep="vmas.experiments.table6",
+        ),
         Target("table7", "Table 7. Retrieval", "video-to-music recall"),
-        Target("fig2", "Figure 2. Video-beat alignment", "eq. 3 step by step on one clip"),
+        Target(
+            "fig2",
+            "Figure 2. Video-beat alignment",
+            "eq. 3 step by step on one clip, each step marked against the truth",
+            "06_beat_alignment.ipynb",
+            "vmas.experiments.fig2",
+        ),
         Target("fig3", "Figure 3. Human evaluation", "preference with intervals"),
-        Target("fig5", "Figure 5. Genres", "zero-shot genres of the data"),
+        Target(
+            "fig5",
+            "Figure 5. Genres",
+            "genres of the filtered data beside the truth",
+            "01_dataset_filtering.ipynb",
+            "vmas.experiments.fig5",
+        ),
         Target(
             "fig6",
             "Figure 6. Data size, FAD",
             "FAD against the share of training data (--seeds trains)",
+            "16_fig6_fig7_data_size.ipynb",
             sweep="vmas.experiments.data_size",
         ),
         Target(
             "fig7",
             "Figure 7. Data size, MV Align",
             "MV Align against the share of training data (--seeds trains)",
+            "16_fig6_fig7_data_size.ipynb",
             sweep="vmas.experiments.data_size",
         ),
         Target("fig8", "Figure 8. Spectrograms", "the same clip scored by each system"),
-        Target("cleaning", "Section 6.2. Data cleaning", "training with and without the frame-similarity filter"),
+        Target(
+            "cleaning",
+            "Section 6.2. Data cleaning",
+            "training on dirty and on filtered videos (--seeds trains)",
+            "17_data_cleaning.ipynb",
+            sweep="vmas.experiments.cleaning",
+        ),
+        Target(
+            "follow",
+            "Does the music follow the video?",
+            "other, shifted, cut, slowed and frozen videos",
+            "14_does_the_music_follow.ipynb",
+            "vmas.experiments.follow",
+        ),
         Target("claims", "Claims", "each sentence of the paper against the records"),
     )
 }

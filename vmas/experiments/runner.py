@@ -23,7 +23,9 @@ SOURCES = ("records", "compute")
 
 
 def _module(target: Target) -> ModuleType:
-    """The target's module: `key(profile, seed) -> str`, `compute(profile, seed, device, progress, say) -> Record`."""
+    """The target's module: `key(profile, seed) -> str`, `compute(profile, seed, device, progress, say) -> Record`, and
+    `figure(record) -> Figure` where the dot plot of `vmas.report.table` does not fit it, and `plan(profile, seed)` as
+    `vmas.pipeline.plan` where it needs other things made."""
     return importlib.import_module(target.module)
 
 
@@ -66,9 +68,13 @@ def plan(target: Target, profile: Profile, seed: int = 0) -> str:
     """What `run_target` would do, what is there already, and what it costs."""
     from vmas import pipeline
 
-    key = _module(target).key(profile, seed)
+    module = _module(target)
+    key = module.key(profile, seed)
     lines = [f"{target.name}, profile {profile.name}, seed {seed}: {target.title}"]
-    steps = [(what, paths.relative(where), done) for what, where, done in pipeline.plan(profile, seed)]
+    steps = [
+        (what, paths.relative(where), done)
+        for what, where, done in getattr(module, "plan", pipeline.plan)(profile, seed)
+    ]
     here = records.find(records.local(target.name, profile.name, seed), key) is not None
     steps.append(("generation and evaluation", "record in the cache", here))
     lines += [f"  {'there' if done else 'to do':6} {what:28} {where}" for what, where, done in steps]
@@ -142,7 +148,8 @@ def run_target(
     from vmas.report import table
 
     record = obtain(target.name, profile, seed, device, force, "compute", progress, say)
-    out = table.save(record, paths.target(record.profile, target.name))
+    draw = getattr(_module(target), "figure", None)
+    out = table.save(record, paths.target(record.profile, target.name), draw)
     if save_record:
         records.write(record, records.committed(target.name, record.profile, seed))
     say(f"notebook: {target.notebook}")
@@ -181,10 +188,10 @@ def run_sweep(
     land from their records. Raises VmasError when runs failed, after all others are done.
     """
     from vmas import pipeline
-    from vmas.experiments import assemble, sweep
+    from vmas.experiments import sweep
     from vmas.report import table
 
-    module, cfg = importlib.import_module(target.sweep), config.load(profile)
+    cfg = config.load(profile)
     todo = sweep_runs(target, profile, seeds, only)
     before = {(r.name, r.seed): r.record() for r in todo} if todo and _ready(cfg) else {}
     wanted = [r for r in todo if force or not before.get((r.name, r.seed))]
@@ -198,12 +205,34 @@ def run_sweep(
             show(f"{r.name}, seed {r.seed}: {records.compare(new, old)}")
     if only:
         return None
-    found = sweep.recorded(module.TARGET, module.CONDITIONS, profile)
-    record = assemble.record(module.TARGET, module.TITLE, module.CONDITIONS, found, module.REFERENCE, cfg)
-    out = table.save(record, paths.target(record.profile, target.name))
+    record = sweep_record(target, profile)
+    draw = getattr(importlib.import_module(target.sweep), "figure", None)
+    out = table.save(record, paths.target(record.profile, target.name), draw)
+    told = ""
+    if target.notebook:
+        say(f"notebook: {target.notebook}")
+        where = paths.cache() / "notebooks" / record.profile / target.notebook
+        run_notebook(target, profile, 0, device, where)
+        told = f"; the notebook as run here: {where}"
     show(table.plain(record))
-    show(f"\nin {paths.relative(out)}: table.md, table.csv, figure.png, result.json")
+    show(f"\nin {paths.relative(out)}: table.md, table.csv, figure.png, result.json{told}")
     return record
+
+
+def sweep_record(target: Target, profile: str) -> Record:
+    """The table of a sweep target from the records that are there, the paper's rows beside it.
+
+    A module's `finish(record, profile, file)` adds what no single run can know. Raises DataError when no run is
+    recorded yet.
+    """
+    from vmas.experiments import assemble, sweep
+    from vmas.report import paper
+
+    module, cfg = importlib.import_module(target.sweep), config.load(profile)
+    found = sweep.recorded(module.TARGET, module.CONDITIONS, profile)
+    quoted = [r for name in getattr(module, "QUOTED", ()) for r in paper.quoted_rows(name)]
+    record = assemble.record(module.TARGET, module.TITLE, module.CONDITIONS, found, module.REFERENCE, cfg, quoted)
+    return module.finish(record, cfg, profile) if hasattr(module, "finish") else record
 
 
 def plan_sweep(target: Target, profile: str, seeds: list[int], only: list[str] | None = None) -> str:

@@ -32,7 +32,7 @@ class Condition:
     """What a row of a table changes in the profile: `overrides` as `config.load` takes them.
 
     `paper` is the row of the paper that it stands for, "" for a variant of ours; `share` the share of the
-    training clips that it sees.
+    training clips that it sees; `data` a set of `vmas.experiments.cleaning_data` in place of the corpus's own clips.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Condition:
     paper: str = ""
     share: float = 1.0
     about: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,15 @@ class Run:
         """Hash of what its numbers depend on."""
         from vmas.corpus import data_sha256
 
-        plain = {k: v for k, v in dataclasses.asdict(self.profile).items() if k not in ("note", "status")}
+        about = {k: v for k, v in config.plain(self.profile).items() if k not in ("note", "status")}
         root = paths.checkpoints(self.profile.name)
         shas = [checkpoint.read_manifest(root / n)["sha256"] for n in ("codec", "tagger")]
-        return sha256(plain, self.condition.share, data_sha256(self.profile), shas, self.seed, versions.of(*STAGES))
+        given = [self.condition.share, data_sha256(self.profile), shas, self.seed, versions.of(*STAGES)]
+        if self.condition.data:
+            from vmas.experiments import cleaning_data
+
+            given.append(cleaning_data.key(self.profile, self.condition.data, self.seed))
+        return sha256(about, *given)
 
     def record(self) -> Record | None:
         """Its record, committed or of this machine, where it still holds."""
@@ -101,13 +107,14 @@ def perform(run: Run, device: str, progress: bool, say: Callable[[str], None]) -
     root = paths.checkpoints(p.name)
     key = run.key()
     say(f"{run.name}, seed {run.seed}: {run.condition.label}")
-    folder = train_profile(p, run.seed, device, run.folder, progress, say, share=run.condition.share)
+    data, about = _data(run, progress, say)
+    folder = train_profile(p, run.seed, device, run.folder, progress, say, run.condition.share, data)
     model = VMAs.from_pretrained(folder, device, load_codec(root / "codec"))
     rows, clips = [], {}
     with evaluate.Evaluator(load_tagger(root / "tagger"), p.clip.sample_rate) as judge:
         for name, dataset in table3.DATASETS.items():
             found = references.load(p, name, dataset, model.codec, judge, progress)
-            seeds = [run.seed + i for i in range(p.eval.sampling_seeds)]
+            seeds = [run.seed + i for i in range(p.eval.sweep_sampling_seeds)]
             total = 2 * found.n * len(seeds)
             with tqdm(total=total, desc=f"{run.name} {name}", unit="clip", disable=None if progress else True) as bar:
                 draws = [references.generated(model, found, s, judge, bar) for s in seeds]
@@ -125,8 +132,21 @@ def perform(run: Run, device: str, progress: bool, say: Callable[[str], None]) -
         },
         "curve": training["vmas"]["curve"],
         "train_s": training["vmas"]["seconds"],
+        **about,
     }
     return Record(run.name, p.name, run.condition.label, key, tuple(rows), prov, extra)
+
+
+def _data(run: Run, progress: bool, say: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
+    """The training clips of a run where they are not the corpus's own, and what its record says of them."""
+    name = run.condition.data
+    if not name:
+        return None, {}
+    from vmas.experiments import cleaning_data
+    from vmas.training.stages import the_codec
+
+    found = cleaning_data.load(run.profile, name, run.seed, the_codec(run.profile), progress=progress, say=say)
+    return found, {"set": cleaning_data.composition(run.profile, name, run.seed, progress=progress)}
 
 
 def execute(

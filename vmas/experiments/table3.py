@@ -6,14 +6,13 @@ alignment: perfect music, wrong picture). One procedural test set stands for DIS
 MusicCaps.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 from vmas import checkpoint, paths, pipeline, records, versions
-from vmas.config import Profile, sha256
+from vmas.config import Profile, plain, sha256
 from vmas.errors import DataError
 from vmas.experiments import evaluate, references
 from vmas.records import Record, Row
@@ -42,7 +41,7 @@ def key(profile: Profile, seed: int = 0) -> str:
     from vmas.corpus import data_sha256
 
     # Words under a table change no number, and how the weights were trained is in the weights.
-    config = {k: v for k, v in dataclasses.asdict(profile).items() if k not in ("note", "train")}
+    config = {k: v for k, v in plain(profile).items() if k not in ("note", "train")}
     return sha256(TARGET, config, data_sha256(profile), _weights(profile, seed), seed, versions.of(*STAGES))
 
 

@@ -17,20 +17,35 @@ STEPS: dict[str, tuple[str, str]] = {
     "+ contrastive": ("#E69F00", "o"),
     "+ beat weighting": SYSTEMS["VMAs"],
 }
+# Video encoders of Table 6; ours is VMAs itself.
+ENCODERS: dict[str, tuple[str, str]] = {
+    "CLIP-style": ("#E69F00", "^"),
+    "Hiera-style": ("#009E73", "D"),
+    "VMAs encoder": SYSTEMS["VMAs"],
+}
+# Training clips of section 6.2.
+SETS: dict[str, tuple[str, str]] = {
+    "Unfiltered": ("#999999", "X"),
+    "Unfiltered, as few clips": ("#56B4E9", "s"),
+    "Frame similarity < 0.7": SYSTEMS["VMAs"],
+    "Moving by the truth": ("#009E73", "D"),
+    "All filters": ("#CC79A7", "P"),
+}
+KNOWN = {**SYSTEMS, **STEPS, **ENCODERS, **SETS}
 
 
 def _family(system: str) -> str:
     """The entry that a system belongs to: its name without role, citation or what a variant changes."""
     name = system.split(" (")[0].split(" [")[0]
-    found = [entry for entry in {**SYSTEMS, **STEPS} if name == entry or name.startswith((f"{entry},", f"{entry} "))]
+    found = [entry for entry in KNOWN if name == entry or name.startswith((f"{entry},", f"{entry} "))]
     return max(found, key=len) if found else name
 
 
 def colour(system: str) -> str:
     """Hexadecimal colour of a system; a variant has its family's. Raises KeyError for one without a colour."""
-    return {**SYSTEMS, **STEPS}[_family(system)][0]
+    return KNOWN[_family(system)][0]
 
 
 def marker(system: str) -> str:
     """Matplotlib marker of a system."""
-    return {**SYSTEMS, **STEPS}[_family(system)][1]
+    return KNOWN[_family(system)][1]

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,19 @@ MEANING = {
     "quoted": "quoted: the paper's own number, on its own data",
     "unavailable": "unavailable (—): no number to quote",
 }
+COUNTS = ("videos",)  # metrics whose values are whole
 # What a metric must be read beside; printed under a table that has the metric.
 CAVEATS = {
     "FAD (codec)": "FAD (codec) compares with the real music after the codec, so that it judges the model and not "
     "the codec; FAD (real) compares with the real music itself. Both use the small embedder trained here.",
     "KL": "KL is 0 for real music by definition.",
     "MV Align": "MV Align names its version and frame rate: values of another version or rate do not compare.",
+    "shift of the maximum": "In the rows of the shifted video chance is the clips' own peaks, moved by three frames or "
+    "more (circular).",
+    "extra NLL": "extra NLL: nats a clip more than under its own video, or with X_v in time; positive = that helps.",
+    "log-odds": "log-odds: the tagger's, of the second clip's genre against the first's, in nats.",
+    "share of the slow-down": "share of the slow-down: 1 = the music slows down as much as the video, 0 = not at all.",
+    "late by": "late by: found minus true time, of the beats with a true one within 150 ms.",
     "Onsets per clip": "Onsets per clip stand beside MV Align because more onsets alone raise it.",
 }
 
@@ -43,7 +51,7 @@ def cell(row: Row, chance: bool = True) -> str:
     """`0.372 [0.361, 0.383] (chance 0.210)`, the paper's string, or a dash."""
     if row.value is None:
         return row.paper or "—"
-    text = number(row.value)
+    text = f"{row.value:.0f}" if row.metric in COUNTS else number(row.value)
     if row.ci95:
         text += f" [{number(row.ci95[0])}, {number(row.ci95[1])}]"
     return text + (f" (chance {number(row.chance)})" if chance and row.chance is not None else "")
@@ -91,8 +99,11 @@ def footnotes(record: Record) -> list[str]:
     lines = []
     if n:
         clips = " or ".join(map(str, n))
-        many = f"; {draws[-1]} sampling seeds" if draws and draws[-1] > 1 else ""
-        lines.append(f"[low, high]: 95% bootstrap interval over {clips} clips per data set{many}.")
+        if "seeds" in record.extra:  # a sweep
+            lines += _sweep_notes(record, clips)
+        else:
+            many = f"; {draws[-1]} sampling seeds" if draws and draws[-1] > 1 else ""
+            lines.append(f"[low, high]: 95% bootstrap interval over {clips} clips per data set{many}.")
     lines += [MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows)]
     lines += [text for name, text in CAVEATS.items() if any(r.metric.startswith(name) for r in computed)]
     if any(r.chance is not None for r in computed):
@@ -103,6 +114,21 @@ def footnotes(record: Record) -> list[str]:
               record.extra.get("fad_floor", {}).items()]  # fmt: skip
     if record.extra.get("note"):
         lines.append(record.extra["note"])
+    return lines
+
+
+def _sweep_notes(record: Record, clips: str) -> list[str]:
+    """Over what a sweep's intervals go, what its rows change in the profile, and which rows are not trained yet."""
+    trained = {name: len(seeds) for name, seeds in record.extra["seeds"].items()}
+    if max(trained.values()) == 1:
+        over = f"{clips} clips per data set, one training seed: what another seed would give is not in it"
+    else:
+        few = ", ".join(f"{name} {n}" for name, n in trained.items() if n != max(trained.values()))
+        over = f"{max(trained.values())} training seeds{f' ({few})' if few else ''} and {clips} clips per data set"
+    lines = [f"[low, high]: 95% bootstrap interval over {over}."]
+    lines += [f"{label}: {what}." for label, what in record.extra.get("changes", {}).items()]
+    if missing := record.extra.get("missing"):
+        lines.append(f"No record yet: {', '.join(missing)}.")
     return lines
 
 
@@ -212,14 +238,14 @@ def _dot(ax, r: Row, y: int) -> None:
     ax.plot(r.value, y, marker, color=colour, ms=6, mec="white", mew=0.6)
 
 
-def save(record: Record, folder) -> Path:
+def save(record: Record, folder, draw: "Callable[[Record], Figure] | None" = None) -> Path:
     """Write table.md, table.csv, figure.png and result.json, each whole or not at all; returns the folder.
 
-    Raises DataError when the folder cannot be written.
+    `draw` makes the figure of a target that has one of its own. Raises DataError when the folder cannot be written.
     """
     folder = Path(folder)
     records.write_text(folder / "table.md", markdown(record))
     records.write_text(folder / "table.csv", csv(record))
-    records.write_bytes(folder / "figure.png", png(figure(record)))
+    records.write_bytes(folder / "figure.png", png((draw or figure)(record)))
     records.write_result(record, folder / "result.json")
     return folder

@@ -1,0 +1,286 @@
+"""Does the music follow the video: the tests' stimuli, and that they tell a follower from one who does not look."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vmas import config, paths, records
+from vmas.embedders.tagger import MiniTagger, TaggerConfig
+from vmas.errors import DataError, UsageError
+from vmas.experiments import follow, follow_stimuli, follow_tests
+from vmas.experiments.evaluate import Analysis, Evaluator, Reference
+from vmas.experiments.follow_tests import Bench
+from vmas.metrics import intervals
+from vmas.records import Record, Row
+
+RATE, N, T = 32000, 12, 48
+FPS, SECONDS = 9.6, 5.0
+PERIOD = 12  # frames between the picture's peaks
+SMOKE = {"eval": {"bootstrap": 200}, "sampling": {"batch_size": 5}}
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_partners_are_other_clips_of_the_wanted_genre():
+    genres = np.array([0, 0, 0, 1, 1, 2])
+    same, other = (follow_stimuli.other_video(genres, s, 3) for s in (True, False))
+    assert same[5] == -1, "nobody else has its genre"
+    assert all(genres[j] == genres[i] and i != j for i, j in enumerate(same[:5]))
+    assert all(genres[j] != genres[i] for i, j in enumerate(other))
+    assert np.array_equal(other, follow_stimuli.other_video(genres, False, 3))
+    assert (follow_stimuli.other_video(np.zeros(4), False) == -1).all()
+
+
+def test_cut_and_freeze():
+    a, b = (np.random.default_rng(s).integers(0, 255, (2, 6, 4, 4, 3), np.uint8) for s in (0, 1))
+    got = follow_stimuli.cut(a, b, 2)
+    assert np.array_equal(got[:, :2], a[:, :2])
+    assert np.array_equal(got[:, 2:], b[:, 2:])
+    assert (follow_stimuli.freeze(a) == a[:, :1]).all()
+    assert follow_stimuli.freeze(a).shape == a.shape
+    for at in (0, 6):
+        with pytest.raises(UsageError, match="cannot cut"):
+            follow_stimuli.cut(a, b, at)
+
+
+def test_shifts_are_circular_and_keep_the_number_of_peaks():
+    peaks = np.array([1, 20, 47]) / FPS
+    for k in (-8, -1, 3, 8):
+        got = follow_stimuli.shifted(peaks, k, FPS, T)
+        assert np.allclose(got * FPS, sorted((p + k) % T for p in (1, 20, 47)))
+    assert np.allclose(follow_stimuli.shifted(peaks, T, FPS, T), peaks)
+
+
+def test_shift_curve_peaks_where_the_music_is():
+    rng = np.random.default_rng(0)
+    peaks = [np.sort(rng.choice(np.arange(1, T - 1), 5, replace=False)) / FPS for _ in range(40)]
+    late = [follow_stimuli.shifted(p, 3, FPS, T) for p in peaks]
+    scores = follow_stimuli.shift_scores(late, peaks, follow_tests.SHIFTS, FPS, T, "2025")
+    assert scores.shape == (17, 40)
+    best = follow_tests.best_shift(scores, follow_tests.SHIFTS, 200)
+    assert (best.mean, best.lo, best.hi) == (3, 3, 3)
+    flat = follow_tests.best_shift(rng.normal(size=(17, 40)), follow_tests.SHIFTS, 200)
+    assert flat.hi - flat.lo > 3, "noise has no best shift"
+
+
+def test_tempo_of_clicks():
+    t = np.zeros(int(SECONDS * RATE), np.int16)
+    for i in range(10):
+        t[int(i * 0.5 * RATE) : int(i * 0.5 * RATE) + 400] = 20000
+    assert follow_stimuli.tempo(t, RATE) == pytest.approx(120, abs=4)
+    assert np.isnan(follow_stimuli.tempo(np.zeros(RATE, np.int16), RATE))
+
+
+def test_speeds_that_would_repeat_pictures_are_refused(tmp_path):
+    smoke = config.load("smoke")
+    for speed in (0.1, 1.5):
+        with pytest.raises(UsageError, match="pictures a second"):
+            follow_stimuli.slowed(tmp_path / "x.mp4", smoke, speed)
+
+
+def test_slowed_files_show_their_own_pictures(tmp_path, monkeypatch):
+    from vmas import corpus, media
+
+    monkeypatch.setenv("VMAS_CACHE", str(tmp_path))
+    smoke = config.load("smoke")
+    corpus.make(tmp_path / "clips", smoke, ids=["test-00000"], progress=False)
+    file = tmp_path / "clips" / "test" / "test-00000.mp4"
+    frames, _ = follow_stimuli.slowed(file, smoke, 1.0)
+    assert np.array_equal(frames, media.read_frames(file, FPS, 64, duration_s=SECONDS))
+    half, peaks = follow_stimuli.slowed(file, smoke, 0.5)
+    assert half.shape == frames.shape
+    # every second picture of the slow clip is a picture of the first half of the clip
+    assert np.array_equal(half[::2], frames[:24])
+    assert all(0 < p < SECONDS for p in peaks)
+
+
+# ---------------------------------------------------------------- ratios
+
+
+def test_ratio_of_means():
+    rng = np.random.default_rng(0)
+    b = rng.uniform(1, 2, 300)
+    got = intervals.ratio(0.5 * b + rng.normal(0, 0.05, 300), b)
+    assert got.lo < 0.5 < got.hi
+    assert got.hi - got.lo < 0.02
+    exact = intervals.ratio(0.5 * b, b)
+    assert (exact.mean, exact.lo, exact.hi) == pytest.approx((0.5, 0.5, 0.5))
+    assert intervals.ratio([1.0, np.nan, 3.0], [2.0, 5.0, 2.0]).left_out == 1
+    assert np.isnan(intervals.ratio([1.0, 2.0], [0.0, 0.0]).mean)
+    assert np.isnan(intervals.ratio([1.0], [2.0]).lo)
+    with pytest.raises(DataError, match="same clips"):
+        intervals.ratio([1.0], [1.0, 2.0])
+
+
+# ---------------------------------------------------------------- the tests, on players whose skill is known
+
+
+class Player:
+    """Clicks where the picture is bright (`looks`), or at times of its own; its likelihood knows X_v or does not."""
+
+    def __init__(self, profile, looks: bool):
+        self.profile, self.looks, self.decoder, self.device = profile, looks, self, torch.device("cpu")
+
+    def generate_waveform(self, frames, seed=0, first=0, progress=None):
+        out = np.zeros((len(frames), round(SECONDS * RATE)), np.float32)
+        for i, clip in enumerate(frames):
+            bright = clip.mean(axis=(1, 2, 3)) > 128
+            own = np.random.default_rng([seed, first + i]).integers(1, T - 1, 4)
+            for f in np.flatnonzero(bright) if self.looks else own:
+                at = round(f / FPS * RATE)
+                out[i, at : at + 600] = 0.8
+        return out
+
+    def encode_video(self, frames):
+        return frames.float().mean((2, 3, 4))[:, ::2, None]
+
+    def codec_time_logits(self, codes, X_v, keep=None):
+        b, k, t = codes.shape
+        logits = torch.zeros(b, k, t, 4)
+        if self.looks and keep is None:
+            # token 1 is likely where the row of X_v is bright, which is where the clips have it
+            logits[..., 1] = (X_v[:, :, 0] > 100).float().repeat_interleave(t // X_v.shape[1] + 1, 1)[:, None, :t] * 4
+        return logits
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return config.load("smoke", SMOKE)
+
+
+@pytest.fixture(scope="module")
+def tagger():
+    torch.manual_seed(0)
+    return MiniTagger(TaggerConfig(RATE, 32, 1024, 640, 4, tuple("abcdefghij"))).eval().requires_grad_(False)
+
+
+def bench(profile, tagger, looks, monkeypatch) -> Bench:
+    rng = np.random.default_rng(1)
+    starts = rng.integers(2, PERIOD - 1, N)
+    frames = np.zeros((N, T, 8, 8, 3), np.uint8)
+    peaks = []
+    for i, s in enumerate(starts):
+        frames[i, s::PERIOD] = 255
+        peaks.append(np.arange(s, T, PERIOD) / FPS)
+    tokens = np.zeros((N, 2, 250), np.int16)
+    bright = frames[:, ::2, 0, 0, 0] > 100
+    tokens[:] = np.repeat(bright, 250 // 24 + 1, axis=1)[:, None, :250]
+    heard = Analysis(np.zeros((N, 4)), np.zeros((N, 10)), peaks)
+
+    def slow(files, p, speed, pool=None):
+        """The picture's peaks lie 1/speed as far apart."""
+        out = np.zeros_like(frames)
+        for i, s in enumerate(starts):
+            out[i, s :: round(PERIOD / speed)] = 255
+        return out, [np.arange(s, T, round(PERIOD / speed)) / FPS for s in starts]
+
+    monkeypatch.setattr(follow_stimuli, "slow", slow)
+    waves = np.zeros((N, round(SECONDS * RATE)), np.int16)
+    reference = Reference(heard, heard, np.arange(N) % 3, {FPS: peaks})
+    judge = Evaluator(tagger, RATE, workers=1)
+    return Bench(Player(profile, looks), profile, judge, "val", frames, tokens, np.arange(N) % 3, waves, [], reference,
+                 heard)  # fmt: skip
+
+
+def recorded(profile, found) -> Record:
+    extra = {"split": "val", "clips": N, **{k: f.extra for k, f in found.items()}}
+    return Record("follow", "smoke", follow.TITLE, "k", tuple(r for f in found.values() for r in f.rows), {}, extra)
+
+
+@pytest.fixture(scope="module")
+def played(profile, tagger):
+    with pytest.MonkeyPatch.context() as patch:
+        both = {looks: follow.run(bench(profile, tagger, looks, patch)) for looks in (True, False)}
+    return {looks: recorded(profile, found) for looks, found in both.items()}
+
+
+def test_they_tell_who_looks(played):
+    answers = {
+        looks: {(a["test"], a["question"]): a["answer"] for a in follow.answers(r)} for looks, r in played.items()
+    }
+    seen, deaf = answers[True], answers[False]
+    assert len(seen) == len(deaf) == 9
+    for test in ("swap", "shift", "still"):
+        assert all(a == "yes" for (t, _), a in seen.items() if t == test), test
+        assert not any(a == "yes" for (t, _), a in deaf.items() if t == test), test
+    assert seen["slow", "half the speed, by its onsets?"] == "yes"
+    assert deaf["slow", "half the speed, by its onsets?"] == "not seen"
+    # clicks have no genre: a cut moves nothing in either
+    assert deaf["cut", "the genre of the picture after a cut?"] != "yes"
+
+
+def test_values_of_a_perfect_follower(played):
+    t, r = follow_tests, played[True]
+    metric = "MV Align (2025, 9.6 fps)"
+    part = f"val: {t.SHIFT}"
+    assert r.row(t.OURS, part, f"{metric} {t.AT}").value > 0.9
+    assert r.row(t.OURS, part, t.BEST).value == 0
+    assert r.row(t.REAL, part, f"{metric} {t.AT}").value == 1
+    part = f"val: {t.SLOW}"
+    assert r.row("VMAs, speed 1/2", part, f"{t.FOLLOWED}, onsets").value == pytest.approx(1, abs=0.35)
+    assert r.row("Picture, speed 1/2", part, t.PEAKS).value < r.row("Picture, speed 1", part, t.PEAKS).value
+    part = f"val: {t.STILL}"
+    assert r.row(t.FROZEN, part, t.ONSETS).value <= 1
+    assert r.row(t.OWN, f"val: {t.SWAP}", f"{t.NLL}, whole clip").value > 0
+    one = next(r.row(t.NONE, f"val: {t.SWAP}", f"{t.EXTRA}, {w}").value for w in t.windows(SECONDS))
+    assert one > 0
+
+
+def test_one_who_does_not_look_costs_nothing_to_mislead(played):
+    for row in played[False].rows:
+        if row.metric.startswith(follow_tests.EXTRA):
+            assert row.value == pytest.approx(0, abs=1e-9)
+            assert row.ci95 == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_words_and_figure_are_made_from_the_record(played, tmp_path):
+    from vmas.report import table
+
+    text = follow.told(played[True])
+    assert text.splitlines()[0].startswith("yes")
+    assert "val split, 12 clips, status smoke" in text
+    folder = table.save(played[True], tmp_path, follow.figure)
+    assert sorted(p.name for p in folder.iterdir()) == ["figure.png", "result.json", "table.csv", "table.md"]
+    assert "swapped video" in (folder / "table.md").read_text(encoding="utf-8")
+    assert len(json.loads((folder / "result.json").read_text(encoding="utf-8"))["rows"]) == len(played[True].rows)
+    path = tmp_path / "r.json"
+    records.write(dataclasses.replace(played[True], provenance={}), path)
+    assert follow.told(records.read(path)) == text
+
+
+@pytest.mark.parametrize(("ci", "said"), [((0.1, 0.3), "yes"), ((-0.1, 0.3), "not seen"), ((-2, -1), "the opposite")])
+def test_an_answer_is_its_interval(ci, said):
+    assert follow.answer(Row("a", "b", "c", "up", sum(ci) / 2, ci, 5, 1, status="smoke")) == said
+    assert follow.answer(Row("a", "b", "c", "up", 1.0, None, 1, 1, status="smoke")) == "not seen"
+
+
+def test_clips_without_a_partner_leave_a_record_that_can_be_kept(profile, tagger, monkeypatch, tmp_path):
+    alone = bench(profile, tagger, False, monkeypatch)
+    two = dataclasses.replace(alone, genres=np.array([0] * (N - 1) + [1]))
+    for case, same in ((dataclasses.replace(alone, genres=np.arange(N)), 0), (two, N - 1)):
+        found, _ = follow_tests.swap(case, follow_tests.encoded(case))
+        rows = [r for r in found.rows if r.system == follow_tests.SAME]
+        assert [r.n for r in rows] == [same] * (4 if same else 0)
+        record = Record("follow", "smoke", "t", "k", tuple(found.rows), {}, {"swap": found.extra})
+        kept = records.read(records.write(record, tmp_path / "r.json"))
+        assert (kept.extra["swap"]["nats"][0]["mean"] is None) == (same == 0)
+
+
+def test_one_genre_cannot_be_cut(profile, tagger, monkeypatch):
+    one = dataclasses.replace(bench(profile, tagger, True, monkeypatch), genres=np.zeros(N, int))
+    with pytest.raises(DataError, match="two genres"):
+        follow_tests.cut(one, one.waves)
+
+
+def test_the_key_names_split_and_clips(monkeypatch, tmp_path):
+    monkeypatch.setenv("VMAS_CACHE", str(tmp_path))
+    mini = config.load("mini")
+    keys = {follow.key(mini), follow.key(mini, split="val"), follow.key(mini, clips=60), follow.key(mini, 1)}
+    assert len(keys) == 4
+    assert follow.key(mini) == follow.key(mini, split=follow.SPLIT, clips=follow.CLIPS)
+    assert follow.key(mini) == follow.key(dataclasses.replace(mini, note="other words"))
+    assert paths.cache() == tmp_path

@@ -1,0 +1,131 @@
+"""What a sweep's record shows besides its table: paired differences, validation curves, quality against data size."""
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vmas.errors import DataError
+from vmas.records import Record, Row
+from vmas.report import palette, paper, table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+CURVES = {"ce": "cross-entropy, nats per token", "L_c": "L_c (eq. 2), nats"}
+
+
+def gains(record: Record) -> "pd.DataFrame":
+    """Paired differences from the reference row, one line a condition, data set and metric.
+
+    Columns condition, dataset, metric, difference, lo, hi (95% interval over seeds and clips), better (probability
+    that a clip of a seed is better than the reference's), seeds.
+    """
+    import pandas as pd
+
+    lines = [
+        {"condition": name, **{k: g[k] for k in ("dataset", "metric", "difference", "lo", "hi")}}
+        | {"better": g["improvement"], "seeds": g["seeds"]}
+        for name, found in record.extra["differences"].items()
+        for g in found
+    ]
+    columns = ["condition", "dataset", "metric", "difference", "lo", "hi", "better", "seeds"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _labels(record: Record) -> list[str]:
+    return list(dict.fromkeys(r.system for r in record.rows if r.value is not None))
+
+
+def curves(record: Record) -> "Figure":
+    """Validation cross-entropy and L_c against updates: a line a condition (mean of its seeds), a band their range."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    labels = dict(zip(record.extra["curves"], _labels(record), strict=True))
+    dashes = ["-", "--", ":", "-."]
+    with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
+        fig = Figure(figsize=(9, 3.2), layout="constrained")
+        for ax, (field, unit) in zip(fig.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+            seen: dict[str, int] = {}
+            for name, runs in record.extra["curves"].items():
+                steps = [c["step"] for c in runs[0]]
+                y = np.array([[c[field] for c in run[: len(steps)]] for run in runs], float)
+                if field == "L_c" and not y.any():
+                    continue  # the baseline has no contrast
+                colour = palette.colour(labels[name])
+                dash = dashes[seen.get(colour, 0) % len(dashes)]
+                seen[colour] = seen.get(colour, 0) + 1
+                ax.plot(steps, y.mean(0), dash, color=colour, label=labels[name])
+                if len(runs) > 1:
+                    ax.fill_between(steps, y.min(0), y.max(0), color=colour, alpha=0.2, lw=0)
+            ax.set_xlabel("updates of stage 2")
+            ax.set_ylabel(f"validation {unit}".replace(", ", ",\n"))
+            sns.despine(ax=ax)
+        fig.axes[0].legend(frameon=False, fontsize=7)
+    return fig
+
+
+def _share(row: Row) -> float:
+    """The share of the data, in percent, that a row's name says. Raises DataError when it says none."""
+    found = re.search(r"(\d+)%", row.system)
+    if not found:
+        raise DataError(f"row {row.system!r} names no share of the data")
+    return float(found[1])
+
+
+def data_size(record: Record, figure: str) -> "Figure":
+    """Figure 6 (FAD) or 7 (MV Align): ours left, with intervals and chance; the paper's points right, quoted.
+
+    The two have an axis each: data, scale and embedder differ. The paper prints Figure 7's points nowhere as
+    numbers, so it has no right side. Raises DataError for another `figure`.
+    """
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    if figure not in ("fig6", "fig7"):
+        raise DataError(f"figure must be 'fig6' or 'fig7', got {figure!r}")
+    starts = "FAD (codec)" if figure == "fig6" else "MV Align"
+    ours = [r for r in record.rows if r.value is not None and r.metric.startswith(starts)]
+    metric = ours[0].metric
+    ours = [r for r in ours if r.metric == metric]
+    quoted = paper.load(figure) if figure in paper.tables() else None
+    with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
+        fig = Figure(figsize=(9 if quoted is not None else 4.8, 3.2), layout="constrained")
+        left = fig.add_subplot(1, 1 if quoted is None else 2, 1)
+        for dataset, colour, mark in zip(
+            dict.fromkeys(r.dataset for r in ours), ("#0072B2", "#D55E00"), "Do", strict=False
+        ):
+            rows = sorted((r for r in ours if r.dataset == dataset), key=_share)
+            x = [_share(r) for r in rows]
+            left.plot(x, np.array([r.value for r in rows], float), mark, ls="-", color=colour, label=dataset)
+            for at, r in zip(x, rows, strict=True):
+                if r.ci95:
+                    left.plot([at, at], list(r.ci95), color=colour, lw=2.5, alpha=0.5)
+            if rows[0].chance is not None:
+                left.plot(x, np.array([r.chance for r in rows], float), ":", color=colour, lw=1)
+        most = max(r.seeds or 0 for r in ours)
+        head = f"computed here ({ours[0].status}, {f'up to {most} seeds' if most > 1 else 'one seed'})"
+        left.set_title(f"{head}\nbar: 95% interval; dotted: chance", fontsize=8, loc="left")
+        left.set_ylabel(f"{metric},\n{table.unit(metric)}")
+        if quoted is not None:
+            right = fig.add_subplot(1, 2, 2)
+            for name, colour, mark in zip(dict.fromkeys(quoted.dataset), ("#0072B2", "#D55E00"), "Do", strict=False):
+                part = quoted[quoted.dataset == name]
+                right.plot(
+                    [float(s.rstrip("%")) for s in part.row],
+                    part.verbatim.astype(float),
+                    mark,
+                    ls="-",
+                    color=colour,
+                    label=name,
+                )
+            right.set_title("the paper's (quoted): its own data and embedder", fontsize=8, loc="left")
+            right.set_ylabel(str(quoted.metric.iloc[0]))
+        for ax in fig.axes:
+            ax.set_xlabel("share of the training clips, %")
+            ax.set_xlim(0, 105)
+            ax.legend(frameon=False, fontsize=7)
+            sns.despine(ax=ax)
+    return fig
