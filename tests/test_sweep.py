@@ -119,7 +119,7 @@ def test_a_failing_run_does_not_stop_the_others(monkeypatch, tmp_path, smoke):
     monkeypatch.setenv("VMAS_CACHE", str(tmp_path))
     todo = [sweep.Run("t", Condition(n, n), smoke, 0) for n in ("one", "two")]
 
-    def perform(run, *_):
+    def perform(run, *_, **__):
         if run.condition.name == "one":
             raise DataError("the loss is nan")
         return made(0, [0.5], name="two")

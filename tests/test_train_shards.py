@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from vmas import cli, codec, config, paths
+from vmas import checkpoint, cli, codec, config, paths
 from vmas.dataset.features import write_features
 from vmas.errors import CheckpointError, DataError, UsageError, WeightsUnavailable
 from vmas.features import SplitFeatures
@@ -123,6 +123,37 @@ def test_training_from_shards(world, tmp_path):
     assert [training[s]["steps"] for s in ("motion", "music", "vmas")] == [2, 2, 2]
     assert all(torch.isfinite(x).all() for x in model.parameters())
     assert 0 <= training["vmas"]["loader_share"] < 1
+
+
+def test_a_published_stage_1_is_where_later_runs_start(world, tmp_path, monkeypatch):
+    p, folder, _, _ = world
+    own = codec.load_codec(paths.checkpoints("tiny") / "codec")
+    monkeypatch.setattr(paths, "checkpoints", lambda _: tmp_path / "checkpoints")
+    p = dataclasses.replace(p, train=dataclasses.replace(p.train, steps=1, freeze=("encoder",)))
+
+    def trained(name: str, **kw):
+        monkeypatch.setenv("VMAS_CACHE", str(tmp_path / name))  # as on another machine
+        monkeypatch.setattr(stages, "the_codec", lambda _: own)
+        data = ShardData(p, own, folder)
+        out = stages.train_profile(p, 5, "cpu", tmp_path / name / "model", progress=False, data=data, **kw)
+        return checkpoint.load(out)
+
+    first, made = trained("one", publish=True)
+    names = sorted(d.name.split("-")[0] for d in stages.published(p).iterdir())
+    assert names == ["motion", "music"]
+    monkeypatch.setattr(stages, "fit", _only_stage_2(stages.fit))
+    second, found = trained("two")
+    assert found["training"]["motion"] == made["training"]["motion"]
+    assert found["sha256"] == made["sha256"], "the run that published starts from what it published"
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def _only_stage_2(fit):
+    def checked(task, train, val, cfg, stage, *args, **kw):
+        assert stage.name == "vmas", "stage 1 was trained again"
+        return fit(task, train, val, cfg, stage, *args, **kw)
+
+    return checked
 
 
 def test_refusals_come_before_any_work(world, tmp_path, monkeypatch):

@@ -54,14 +54,34 @@ def save(folder, state: dict, kind: str, config: dict, seed: int = 0, training: 
             "training": training or {},
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.chmod(aside, 0o755)
-        if folder.exists():
-            old = aside.with_name(aside.name + ".old")
-            os.replace(folder, old)
-            os.replace(aside, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, folder)
+        _put(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _put(aside: Path, folder: Path) -> None:
+    """Let the finished folder `aside` take the place of `folder`."""
+    os.chmod(aside, 0o755)
+    if folder.exists():
+        old = aside.with_name(aside.name + ".old")
+        os.replace(folder, old)
+        os.replace(aside, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(aside, folder)
+
+
+def copy(source, folder) -> Path:
+    """A checkpoint's two files at another place, whole or not at all. Raises CheckpointError where there is none."""
+    source, folder = Path(source), Path(folder)
+    read_manifest(source)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name in (WEIGHTS, MANIFEST):
+            shutil.copyfile(source / name, aside / name)
+        _put(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder

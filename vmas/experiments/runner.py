@@ -185,7 +185,8 @@ def run_sweep(
 
     No `seeds`: nothing is trained, the table comes from the records that are there. `only` names conditions; the
     table is then left to the command that asked for all. `force` trains recorded runs again and shows how far they
-    land from their records. Raises VmasError when runs failed, after all others are done.
+    land from their records; without `seeds` it generates and evaluates again from the committed checkpoints, with
+    the first of the record's sampling seeds. Raises VmasError when runs failed, after all others are done.
     """
     from vmas import pipeline
     from vmas.experiments import sweep
@@ -203,6 +204,16 @@ def run_sweep(
     for r in wanted if force else ():
         if (old := before.get((r.name, r.seed))) and (new := records.find(_local(r), r.key())):
             show(f"{r.name}, seed {r.seed}: {records.compare(new, old)}")
+    if force and not seeds:
+        for r in sweep_runs(target, profile, [0]):
+            if folder := r.committed:
+                say(f"{r.name}, seed 0: from its committed checkpoint")
+                pipeline.parts(cfg, 0, progress, say=say, splits=pipeline.TEST_SPLITS)
+                new, old = sweep.judged(r, folder, [r.seed], device, progress), r.record()
+                found = records.compare(new, old)
+                show(f"{r.name}, seed 0, its checkpoint with one of {old.rows[0].seeds} sampling seeds: {found}")
+                for line in found.lines[:5]:
+                    show(f"  {line}")
     if only:
         return None
     record = sweep_record(target, profile)

@@ -32,7 +32,8 @@ class Condition:
     """What a row of a table changes in the profile: `overrides` as `config.load` takes them.
 
     `paper` is the row of the paper that it stands for, "" for a variant of ours; `share` the share of the
-    training clips that it sees; `data` a set of `vmas.experiments.cleaning_data` in place of the corpus's own clips.
+    training clips that it sees; `data` a set of `vmas.experiments.cleaning_data` in place of the corpus's own clips;
+    `published` says that the weights of its seed 0 go with the repository.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Condition:
     share: float = 1.0
     about: str = ""
     data: str = ""
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,51 @@ class Run:
         """Where its checkpoint goes."""
         return paths.cache() / "sweep" / self.profile.name / f"{self.name}-seed{self.seed}"
 
+    @property
+    def committed(self) -> Path | None:
+        """Its committed checkpoint, where that is the one that its record was computed with."""
+        record, folder = self.record(), paths.checkpoints(self.profile.name) / f"{self.name}-seed{self.seed}"
+        if record is None or not (folder / checkpoint.MANIFEST).is_file():
+            return None
+        same = checkpoint.read_manifest(folder)["sha256"] == record.provenance["checkpoint_sha256"]
+        return folder if same else None
+
 
 def runs(target: str, conditions: Sequence[Condition], profile: str, seeds: Sequence[int]) -> list[Run]:
     """Every (condition, seed), seed by seed, so that an early end leaves whole comparisons."""
     return [Run(target, c, config.load(profile, c.overrides), s) for s in seeds for c in conditions]
 
 
-def perform(run: Run, device: str, progress: bool, say: Callable[[str], None]) -> Record:
-    """Train, generate, evaluate: the record of one run, with the scores of every clip in `extra`."""
+def perform(run: Run, device: str, progress: bool, say: Callable[[str], None], publish: bool = False) -> Record:
+    """Train, generate, evaluate: the record of one run, with the scores of every clip in `extra`.
+
+    `publish` puts what stage 1 learnt among the checkpoints (`vmas.training.stages.train_profile`).
+    """
+    from vmas.generate import pick_device
+    from vmas.training.stages import train_profile
+
+    start, device = time.monotonic(), pick_device(device)
+    say(f"{run.name}, seed {run.seed}: {run.condition.label}")
+    data, about = _data(run, progress, say)
+    share = run.condition.share
+    folder = train_profile(run.profile, run.seed, device, run.folder, progress, say, share, data, publish)
+    seeds = [run.seed + i for i in range(run.profile.eval.sweep_sampling_seeds)]
+    return judged(run, folder, seeds, device, progress, start, about)
+
+
+def judged(
+    run: Run,
+    folder: Path,
+    sampling_seeds: Sequence[int],
+    device: str = "cpu",
+    progress: bool = True,
+    start: float | None = None,
+    about: dict[str, Any] | None = None,
+) -> Record:
+    """Generate with the checkpoint in `folder` for both test sets and evaluate: a record under the run's key.
+
+    `start` is the clock (`time.monotonic`) that its wall time counts from; `about` goes into `extra`.
+    """
     from tqdm.auto import tqdm
 
     from vmas.codec import load_codec
@@ -100,41 +139,38 @@ def perform(run: Run, device: str, progress: bool, say: Callable[[str], None]) -
     from vmas.experiments import evaluate
     from vmas.generate import pick_device
     from vmas.model import VMAs
-    from vmas.training.stages import train_profile
 
-    start, p = time.monotonic(), run.profile
     device = pick_device(device)
+    start, p = time.monotonic() if start is None else start, run.profile
     root = paths.checkpoints(p.name)
-    key = run.key()
-    say(f"{run.name}, seed {run.seed}: {run.condition.label}")
-    data, about = _data(run, progress, say)
-    folder = train_profile(p, run.seed, device, run.folder, progress, say, run.condition.share, data)
     model = VMAs.from_pretrained(folder, device, load_codec(root / "codec"))
     rows, clips = [], {}
     with evaluate.Evaluator(load_tagger(root / "tagger"), p.clip.sample_rate) as judge:
         for name, dataset in table3.DATASETS.items():
             found = references.load(p, name, dataset, model.codec, judge, progress)
-            seeds = [run.seed + i for i in range(p.eval.sweep_sampling_seeds)]
-            total = 2 * found.n * len(seeds)
+            total = 2 * found.n * len(sampling_seeds)
             with tqdm(total=total, desc=f"{run.name} {name}", unit="clip", disable=None if progress else True) as bar:
-                draws = [references.generated(model, found, s, judge, bar) for s in seeds]
+                draws = [references.generated(model, found, s, judge, bar) for s in sampling_seeds]
             rows += evaluate.rows(run.condition.label, dataset, draws, found.reference, p)
             clips[dataset] = evaluate.per_clip(draws, found.reference, p)
-    training = checkpoint.read_manifest(folder)["training"]
+    manifest = checkpoint.read_manifest(folder)
+    stages = manifest["training"]
+    training = stages["vmas"]
     command = f"vmas reproduce {run.target} --profile {p.name} --only {run.condition.name} --seed {run.seed}"
-    config_sha, weights = sha256(p), checkpoint.read_manifest(folder)["sha256"]
-    prov = records.provenance(command, time.monotonic() - start, config_sha, data_sha256(p), weights, device)
+    wall = time.monotonic() - start
+    prov = records.provenance(command, wall, sha256(p), data_sha256(p), manifest["sha256"], device)
     extra = {
         "condition": dataclasses.asdict(run.condition),
         "seed": run.seed,
         "per_clip": {
             d: {m: [None if x != x else round(float(x), 5) for x in v] for m, v in c.items()} for d, c in clips.items()
         },
-        "curve": training["vmas"]["curve"],
-        "train_s": training["vmas"]["seconds"],
-        **about,
+        "curve": training["curve"],
+        "train_s": training["seconds"],
+        "stage1": {n: stages[n]["sha256"] for n in ("motion", "music") if "sha256" in stages.get(n, {})},
+        **(about or {}),
     }
-    return Record(run.name, p.name, run.condition.label, key, tuple(rows), prov, extra)
+    return Record(run.name, p.name, run.condition.label, run.key(), tuple(rows), prov, extra)
 
 
 def _data(run: Run, progress: bool, say: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
@@ -165,7 +201,7 @@ def execute(
         for i, run in enumerate(todo, 1):
             say(f"run {i} of {len(todo)}")
             try:
-                keep(perform(run, slots[0], progress, say), run, save_record)
+                keep(perform(run, slots[0], progress, say, publish=save_record), run, save_record)
             except VmasError as e:
                 failed.append(f"{run.name}, seed {run.seed}: {e}")
         return failed
@@ -189,9 +225,14 @@ def execute(
 
 
 def keep(record: Record, run: Run, save_record: bool) -> None:
-    """Write a run's record to the cache, and among the committed ones when asked to."""
+    """Write a run's record to the cache, and among the committed ones when asked to, there with its weights.
+
+    Only the weights of seed 0 are kept, of the conditions that say so: a repository is no place for all.
+    """
     records.write(record, records.local(run.name, run.profile.name, run.seed))
     if save_record:
+        if run.condition.published and run.seed == 0:
+            checkpoint.copy(run.folder, paths.checkpoints(run.profile.name) / run.folder.name)
         records.write(record, records.committed(run.name, run.profile.name, run.seed))
 
 

@@ -17,9 +17,9 @@ def _beat(**align) -> dict:
 
 
 CONDITIONS: tuple[Condition, ...] = (
-    Condition("baseline", "Autoregressive baseline", BASELINE, "Autoregressive Baseline"),
-    Condition("contrastive", "+ contrastive", CONTRASTIVE, "+ Video-Music Contrastive"),
-    Condition("beats", "+ beat weighting (literal)", _beat(), "+ Video-Beat Alignment"),
+    Condition("baseline", "Autoregressive baseline", BASELINE, "Autoregressive Baseline", published=True),
+    Condition("contrastive", "+ contrastive", CONTRASTIVE, "+ Video-Music Contrastive", published=True),
+    Condition("beats", "+ beat weighting (literal)", _beat(), "+ Video-Beat Alignment", published=True),
     Condition(
         "temperature", "+ contrastive, τ = .1", {"align": {**CONTRASTIVE["align"], "temperature": 0.1}}, about="eq. 2"
     ),

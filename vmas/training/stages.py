@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vmas import config, paths, versions
+from vmas import checkpoint, config, paths, versions
 from vmas.config import Profile, TrainConfig, sha256
 from vmas.errors import UsageError
 from vmas.training import sharded
@@ -40,18 +40,36 @@ CALIBRATION = 256  # training clips over which the condition is standardised
 
 @dataclass(frozen=True)
 class Session:
-    """What the stages of one seed share. `say` reports the stage that begins."""
+    """What the stages of one seed share. `say` reports the stage that begins; `publish` commits what stage 1 learnt."""
 
     profile: Profile
     seed: int
     device: str
     progress: bool
     say: Callable[[str], None]
+    publish: bool = False
 
     def folder(self, cfg: TrainConfig, stage: Stage, *parts) -> Path:
         """Where a stage keeps its state: named by everything that it depends on."""
         key = sha256(self.profile.clip, self.profile.corpus, recipe(cfg), stage, versions.of("training"), *parts)
         return paths.cache() / "train" / self.profile.name / f"{stage.name}-seed{self.seed}-{key[:8]}"
+
+    def stage_1(self, task: nn.Module, module: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
+        """`fit` of `task`, whose lasting part is `module`, unless what it learnt lies among the checkpoints.
+
+        Runs of one seed on several machines, or on several days, then start from the same bits. With `publish` it is
+        put there, in half precision, and read back, so that the run that made it starts from what the others will.
+        """
+        place = published(self.profile) / self.folder(cfg, stage, *parts).name
+        if (place / checkpoint.MANIFEST).is_file():
+            state, manifest = checkpoint.load(place, "stage1")
+            checkpoint.load_into(module, state, place)
+            return {**manifest["training"], "sha256": manifest["sha256"]}
+        record = self.fit(task, data, cfg, stage, *parts)
+        if self.publish:
+            checkpoint.save(place, module.state_dict(), "stage1", {"stage": stage.name}, self.seed, record, half=True)
+            return self.stage_1(task, module, data, cfg, stage, *parts)
+        return record
 
     def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
         from accelerate import PartialState
@@ -82,7 +100,7 @@ def pretrain_encoder(session: Session, data: Data) -> tuple[nn.Module, dict]:
     stage = Stage("motion", e.motion_steps, e.motion_batch, e.motion_lr, e.motion_steps // 10)
     cfg = replace(session.profile.train, optimizer="adamw", pieces_s=(), **STAGE_1)
     both = data.motion("train"), data.motion("val")
-    return task.encoder, session.fit(task, both, cfg, stage, e, *named(data.keys[0]))
+    return task.encoder, session.stage_1(task, task.encoder, both, cfg, stage, e, *named(data.keys[0]))
 
 
 def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[nn.Module, dict]:
@@ -103,7 +121,12 @@ def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[n
     both = data.music("train"), data.music("val")
     # without a condition the time bias has nothing to act on: conditions with and without it share this stage
     parts = replace(p.decoder, time_bias_s=None), codec_sha256, *_own_width(p), *named(data.keys[0])
-    return task.decoder, session.fit(task, both, replace(cfg, **STAGE_1), stage, *parts)
+    return task.decoder, session.stage_1(task, task.decoder, both, replace(cfg, **STAGE_1), stage, *parts)
+
+
+def published(profile: Profile) -> Path:
+    """Folder of the committed results of stage 1, one checkpoint a stage and seed, named by all that it depends on."""
+    return paths.checkpoints(profile.name) / "stage1"
 
 
 def named(key: str) -> list[str]:
@@ -185,6 +208,7 @@ def train_profile(
     say: Callable[[str], None] = lambda _: None,
     share: float = 1.0,
     data=None,
+    publish: bool = False,
 ) -> Path:
     """All stages for one seed: motion → music → VMAs; returns the folder of the finished checkpoint.
 
@@ -192,7 +216,8 @@ def train_profile(
     them. `share` is the share of the training clips that stage 2 sees, drawn by the seed (figures 6 and 7). `data`
     is a folder of shards or `Data` already open; without it the procedural corpus is read, whose codec must be there
     (`vmas.pipeline.train` makes what is missing). Every stage resumes from its own folder under the cache, so
-    an interrupted command is simply given again.
+    an interrupted command is simply given again. `publish` puts what stage 1 learnt among the checkpoints, where
+    every later run of the seed finds it.
     """
     from accelerate import PartialState
 
@@ -201,7 +226,8 @@ def train_profile(
 
     out = Path(out) if out else paths.checkpoints(profile.name) / f"vmas-seed{seed}"
     state = PartialState(cpu=device == "cpu")
-    session = Session(profile, seed, device, progress, say if state.is_main_process else _silent)
+    publish = publish and state.num_processes == 1
+    session = Session(profile, seed, device, progress, say if state.is_main_process else _silent, publish)
     codec = the_codec(profile)
     with state.main_process_first():  # one process makes what is missing
         opened = data is not None and not isinstance(data, str | os.PathLike)
