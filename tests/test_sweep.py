@@ -157,12 +157,7 @@ def test_a_child_is_done_when_its_record_is_there(monkeypatch, tmp_path, smoke, 
     child.write_text(
         "#!/bin/sh\n"
         f'echo "$@ on $CUDA_VISIBLE_DEVICES" > {tmp_path}/called\n'
-        + (
-            f"mkdir -p {tmp_path}/records; cp {tmp_path}/made.json {tmp_path}/records/t-one-smoke-seed7.json\n"
-            if leaves
-            else ""
-        )
-        + f"echo 'stopped by SIGTERM'; exit {code}\n"
+        f"{leave}\necho 'stopped by SIGTERM'; exit {code}\n"
     )
     child.chmod(0o755)
     records.write(made(7, [0.5], name="one"), tmp_path / "made.json")
