@@ -16,6 +16,7 @@ STAGES: dict[str, int] = {
     "filters": 1,
     "follow": 1,
     "fig2": 2,
+    "damage": 1,
 }
 
 

@@ -103,6 +103,13 @@ REGISTRY: dict[str, Target] = {
             "14_does_the_music_follow.ipynb",
             "vmas.experiments.follow",
         ),
+        Target(
+            "damage",
+            "Do the metrics see damage?",
+            "FAD, KL and MV Align of real music that is spoilt more and more",
+            "09_metrics.ipynb",
+            "vmas.experiments.damage",
+        ),
         Target("claims", "Claims", "each sentence of the paper against the records"),
     )
 }
