@@ -105,17 +105,24 @@ def read_manifest(folder, kind: str | None = None) -> dict[str, Any]:
     return manifest
 
 
-def load(folder, kind: str | None = None) -> tuple[dict, dict]:
-    """(state in float32, manifest) after checking the sha256. Raises CheckpointError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def verify(folder, kind: str | None = None) -> dict[str, Any]:
+    """The manifest of a checkpoint whose weights have the sha256 that it names. Raises CheckpointError."""
     manifest = read_manifest(folder, kind)
     weights = Path(folder) / WEIGHTS
     if file_sha256(weights) != manifest["sha256"]:
         raise CheckpointError(
             weights, "the weights differ from the manifest's sha256", "restore the file or train again"
         )
+    return manifest
+
+
+def load(folder, kind: str | None = None) -> tuple[dict, dict]:
+    """(state in float32, manifest) after checking the sha256. Raises CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    manifest = verify(folder, kind)
+    weights = Path(folder) / WEIGHTS
     try:
         state = load_file(str(weights))
     except SafetensorError as e:

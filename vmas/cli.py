@@ -114,9 +114,10 @@ def _say(line: str) -> None:
 
 @app.command(epilog="Example: vmas generate holiday.mp4 -o scored.mp4; several: vmas generate a.mp4 b.mp4 -o out/")
 def generate(
+    ctx: typer.Context,
     videos: Annotated[list[Path], typer.Argument(help="Video files.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="A file, or a folder for several; default: beside each video.")
+        str | None, typer.Option("-o", "--out", help="A file, or a folder for several; default: beside each video.")
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder of a trained model; default: the profile's committed one.")
@@ -132,7 +133,8 @@ def generate(
     from vmas.generate import generate_videos
 
     name = _profile(profile).name
-    summary = generate_videos(videos, out, checkpoint, name, seed, duration, device, verbose, not quiet)
+    debug = bool(ctx.obj)
+    summary = generate_videos(videos, out, checkpoint, name, seed, duration, device, verbose, not quiet, debug=debug)
     raise typer.Exit(summary.exit_code)
 
 
@@ -209,6 +211,11 @@ def train(
     from vmas import pipeline
 
     cfg = _own_folder(profile, settings, out)
+    if shared := sorted({"corpus", "codec"} & set(overrides(settings or []))):
+        raise UsageError(
+            f"--set {shared[0]}.… would change the clips and tokens that all models of profile {cfg.name} share: write"
+            " a profile of your own, a YAML file with another name, and give its path as --profile"
+        )
     typer.echo(str(pipeline.train(cfg, seed, device, out, not quiet, _say, data)))
 
 
@@ -241,23 +248,31 @@ def reproduce(
     from vmas.experiments import runner
 
     wanted = registry.available() if target == "all" else [registry.get(target)]
-    cfg = _profile(profile)
+    cfg, failed = _profile(profile), []
     for one in wanted:
-        if one.sweep:
-            # one run of a sweep is named by --only and --seed, all of them by --seeds
-            chosen = [*range(seeds)] if seeds else [seed] if only else []
-            if dry_run:
-                typer.echo(runner.plan_sweep(one, profile, chosen or [seed], only))
-            elif chosen or target != "all":
-                runner.run_sweep(
-                    one, profile, chosen, only, device, jobs, force, save_record, not quiet, say=_say, show=typer.echo
-                )
-        elif dry_run:
-            typer.echo(runner.plan(one, cfg, seed))
-        else:
-            runner.run_target(one, profile, seed, device, force, save_record, not quiet, say=_say, show=typer.echo)
+        try:
+            if one.sweep:
+                # one run of a sweep is named by --only and --seed, all of them by --seeds
+                chosen = [*range(seeds)] if seeds else [seed] if only else []
+                if dry_run:
+                    typer.echo(runner.plan_sweep(one, profile, chosen or [seed], only))
+                else:
+                    runner.run_sweep(
+                        one, profile, chosen, only, device, jobs, force, save_record, not quiet, _say, typer.echo
+                    )
+            elif dry_run:
+                typer.echo(runner.plan(one, cfg, seed))
+            else:
+                runner.run_target(one, profile, seed, device, force, save_record, not quiet, say=_say, show=typer.echo)
+        except VmasError as e:
+            if target != "all" or isinstance(e, UsageError):
+                raise
+            failed.append(one.name)
+            _say(f"error: {one.name}: {e}")
     if target == "all" and (planned := registry.planned()):
         _say(f"not available yet: {', '.join(t.name for t in planned)}")
+    if failed:
+        raise VmasError(f"{len(failed)} of {len(wanted)} targets failed: {', '.join(failed)}")
 
 
 @weights_app.command("list")
@@ -310,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     try:
-        code = app(args=args, prog_name="vmas", standalone_mode=False)
+        code = app(args=args, prog_name="vmas", standalone_mode=False, obj=debug)
         code = code if isinstance(code, int) else 0
     except typer.TyperException as e:
         if debug:

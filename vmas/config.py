@@ -285,6 +285,8 @@ def load(profile: str, overrides: dict | None = None) -> Profile:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as e:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not a text file that can be read: {e}") from e
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: the file must hold a mapping of sections")
     return from_dict(Profile, _merge(data, overrides or {}), source=str(path.name))

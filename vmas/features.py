@@ -10,7 +10,6 @@ in the order of the manifest. What is stored is a function of the profile, the c
 import dataclasses
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from vmas import paths
 from vmas.config import Profile, sha256
 from vmas.errors import DataError
+from vmas.pools import processes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +143,7 @@ def build_split(profile: Profile, split: str, workers: int | None = None, progre
     workers = workers or os.cpu_count() or 1
     hide = None if progress else True
     bar = tqdm(total=len(files), initial=done, desc=f"features {split}", unit="clip", disable=hide)
-    with ProcessPoolExecutor(workers, initializer=_worker_init) as pool, bar:
+    with processes(min(workers, len(files) - done), _worker_init) as pool, bar:
         for start in range(done, len(files), CHUNK):
             batch = files[start : start + CHUNK]
             for i, got in enumerate(pool.map(work, batch, chunksize=4), start):
@@ -212,7 +212,7 @@ def load_music(profile: Profile, codec, workers: int | None = None, progress: bo
     device = next(codec.parameters()).device
     hide = None if progress else True
     bar = tqdm(total=total, initial=done, desc="music", unit="clip", disable=hide)
-    with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool, bar, torch.inference_mode():
+    with processes(workers) as pool, bar, torch.inference_mode():
         for start in range(done, total, CHUNK):
             some = range(start, min(start + CHUNK, total))
             waves = np.stack(list(pool.map(partial(_render, profile=profile), some, chunksize=8)))

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,14 +151,17 @@ def output_path(video: Path, out: Path | None, folder: bool) -> Path:
     return out / name if folder else out
 
 
-def plan_outputs(videos: list[Path], out: Path | None) -> list[Path | VmasError]:
-    """An output path per video, or what is wrong with it. Raises UsageError when `out` cannot be meant so."""
+def plan_outputs(videos: list[Path], out: Path | None, named_as_folder: bool = False) -> list[Path | VmasError]:
+    """An output path per video, or what is wrong with it. Raises UsageError when `out` cannot be meant so.
+
+    `named_as_folder`: it was given with a slash at its end, which a Path does not keep.
+    """
     from vmas.media import CONTAINERS
 
     folder = False
     if out is not None:
         kind = out.suffix.lower()
-        folder = out.is_dir() or (not kind and not out.is_file())
+        folder = out.is_dir() or named_as_folder or (not kind and not out.is_file())
         if not folder and len(videos) > 1:
             raise UsageError(f"-o {out} names one file for {len(videos)} videos; name a folder")
         if not folder and kind not in CONTAINERS:
@@ -284,6 +288,7 @@ def generate_videos(
     verbose: bool = False,
     progress: bool = True,
     model: Any = None,
+    debug: bool = False,
 ) -> Summary:
     """Give each of `videos` generated music, in a new file; its pictures are copied, not encoded again.
 
@@ -292,6 +297,7 @@ def generate_videos(
         checkpoint: folder of a trained model; None is the profile's committed one.
         duration: seconds from the start of each video to keep; None is all of it.
         model: a loaded `vmas.model.VMAs` instead of `checkpoint`.
+        debug: print the traceback of every video that failed.
 
     A video that fails costs one line and an entry of the summary, and the others go on. An output that
     the same video, seed and checkpoint already made is left as it is, so a run that was stopped goes on
@@ -303,7 +309,7 @@ def generate_videos(
         raise UsageError("no video given")
     if duration is not None and not 0 < duration < float("inf"):
         raise UsageError(f"--duration must be a positive number of seconds, got {duration:g}")
-    plan = plan_outputs(videos, None if out is None else Path(out))
+    plan = plan_outputs(videos, None if out is None else Path(out), str(out).endswith(os.sep))
     weights = ""
     folder = Path(checkpoint) if checkpoint is not None else paths.checkpoints(profile) / "vmas-seed0"
     if model is None:
@@ -312,7 +318,11 @@ def generate_videos(
             raise CheckpointError(
                 folder, what, f"./reproduce.sh table3 --profile {profile} makes it, or give --checkpoint"
             )
-        checkpoints.read_manifest(folder, "vmas")
+        checkpoints.verify(folder, "vmas")
+        for codec in (folder / "codec", folder.parent / "codec"):
+            if (codec / checkpoints.MANIFEST).is_file():
+                checkpoints.verify(codec, "codec")
+                break
         weights = checkpoints.file_sha256(folder / checkpoints.MANIFEST)
         device = pick_device(device)
 
@@ -351,7 +361,9 @@ def generate_videos(
                     bar.say(f"{target}: {seconds:.2f} s of music" + (f" ({note})" if note else ""))
             except CheckpointError:
                 raise
-            except (VmasError, OSError, MemoryError, RuntimeError) as e:
+            except Exception as e:  # whatever is wrong with one video, the others go on
+                if debug:
+                    traceback.print_exc()
                 result = Result(video, error=_reason(video, e))
                 bar.say(f"error: {result.error}", sys.stderr)
             summary.results.append(result)
@@ -379,7 +391,7 @@ def generate_videos(
 
 
 def _reason(video: Path, e: BaseException) -> str:
-    """One line for a failure that the user can act on; any other is raised again."""
+    """One line for a failure."""
     if isinstance(e, MediaError):
         return str(e)
     if isinstance(e, VmasError):
@@ -388,4 +400,4 @@ def _reason(video: Path, e: BaseException) -> str:
         return str(MediaError(e.filename or video, e.strerror or str(e)))
     if isinstance(e, MemoryError) or "out of memory" in str(e).lower():
         return str(MediaError(video, "not enough memory", "give --duration, or close other programs"))
-    raise e
+    return f"{video}: unexpected {type(e).__name__}: {' '.join(str(e).split())} (--debug shows where)"

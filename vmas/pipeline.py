@@ -6,20 +6,90 @@ In profile mini the weights are committed, so only the test clips are made; in p
 everything is; in profile paper nothing is made: the weights and the data are the user's.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vmas import checkpoint, paths
-from vmas.config import Profile
-from vmas.errors import UsageError, WeightsUnavailable
+from vmas import checkpoint, config, paths
+from vmas.config import CodecConfig, Profile
+from vmas.errors import CheckpointError, ConfigError, UsageError, WeightsUnavailable
 
 TEST_SPLITS = ("test", "shifted")
 
 
 def _missing(folder: Path) -> bool:
     return not (folder / checkpoint.MANIFEST).is_file()
+
+
+def _of_weights(profile: Profile) -> dict[str, Any]:
+    """The part of a profile that its trained weights depend on."""
+    from vmas.training.loop import pace
+
+    free = ("note", "status", "sampling", "eval")
+    return {
+        k: v for k, v in config.plain(dataclasses.replace(profile, train=pace(profile.train))).items() if k not in free
+    }
+
+
+def stale(folder: Path, profile: Profile) -> str:
+    """Why the checkpoint in `folder` ("codec", "tagger" or "vmas-seed…") is not the profile's; "" when it is.
+
+    Its manifest names the config that made it, and for what was trained on tokens the codec. Raises CheckpointError
+    for weights that differ from their manifest.
+    """
+    manifest = checkpoint.verify(folder)
+    about, training = manifest["config"], manifest["training"]
+    where = f"{folder}/{checkpoint.MANIFEST}"
+    try:
+        if manifest["kind"] == "codec":
+            same = config.from_dict(CodecConfig, about, source=where) == profile.codec
+        elif manifest["kind"] == "tagger":
+            wanted = (profile.eval.tagger_width, profile.eval.tagger_steps)
+            same = (about["width"], training["steps"]) == wanted
+        else:
+            same = _of_weights(config.from_dict(Profile, about, source=where)) == _of_weights(profile)
+    except (ConfigError, KeyError, TypeError):
+        same = False
+    if not same:
+        return "was made with other settings than the profile has now"
+    codec, made_with = folder.parent / "codec", training.get("codec_sha256")
+    if made_with and not _missing(codec) and checkpoint.read_manifest(codec)["sha256"] != made_with:
+        return "was trained on the tokens of another codec"
+    return ""
+
+
+def _to_make(folder: Path, profile: Profile, say: Callable[[str], None]) -> bool:
+    """Whether a checkpoint has to be made: it is missing, or stale where it lies in the cache.
+
+    Raises CheckpointError for a stale or altered one among the committed: those are nobody's to replace unasked.
+    """
+    if _missing(folder):
+        return True
+    if not (why := stale(folder, profile)):
+        return False
+    if folder.is_relative_to(paths.cache()):
+        say(f"{folder.name}: {why}; it is made again")
+        return True
+    again = f"'vmas train --profile {profile.name}'"
+    raise CheckpointError(folder, why, f"restore the profile or the folder, or remove it and train again ({again})")
+
+
+def check_sizes(profile: Profile) -> None:
+    """Build the model's parts without memory: impossible sizes stop here and not after minutes of work.
+
+    Raises ConfigError.
+    """
+    import torch
+
+    from vmas.encoder_cost import Unfilled
+    from vmas.model import build_decoder, build_encoder
+
+    with torch.device("meta"), Unfilled():
+        build_encoder(profile)
+        build_decoder(profile)
 
 
 def plan(profile: Profile, seed: int = 0) -> list[tuple[str, Path, bool]]:
@@ -47,18 +117,23 @@ def ensure(
     """
     root = paths.checkpoints(profile.name)
     model = root / f"vmas-seed{seed}"
-    missing = [d for d in (root / "codec", root / "tagger", model) if _missing(d)]
+    check_sizes(profile)
+    missing = [d for d in (root / "codec", root / "tagger", model) if _to_make(d, profile, say)]
     if profile.name == "paper" and missing:
         raise WeightsUnavailable(
             f"profile paper needs {missing[0].name} in {missing[0].parent}: train it with 'vmas train --profile paper'"
             " on the real data (weights of Hiera, MusicGen and EnCodec: 'vmas weights list')"
         )
     parts(profile, seed, progress, workers, say, ("train", "val", *TEST_SPLITS) if missing else TEST_SPLITS)
-    if _missing(model):
+    if _to_make(model, profile, _no_word):
         from vmas.train import train_profile
 
         train_profile(profile, seed, device, model, progress, say)
     return root
+
+
+def _no_word(_: str) -> None:
+    pass
 
 
 def parts(
@@ -73,12 +148,14 @@ def parts(
     from vmas.corpus import make
 
     root = paths.checkpoints(profile.name)
+    for name in ("codec", "tagger"):  # before any work
+        _to_make(root / name, profile, _no_word)
     say(f"corpus: {', '.join(splits)}")
     make(paths.corpus(profile.name), profile, splits=splits, workers=workers, progress=progress)
-    if _missing(root / "codec"):
+    if _to_make(root / "codec", profile, _no_word):
         say("codec: training")
         ensure_codec(profile, root / "codec", seed, progress)
-    if _missing(root / "tagger"):
+    if _to_make(root / "tagger", profile, _no_word):
         say("tagger: training")
         ensure_tagger(profile, root / "tagger", seed, progress)
     return root
@@ -108,12 +185,13 @@ def train(
         raise UsageError(
             "profile paper trains on real data: name a folder of shards with --data ('vmas dataset build' writes them)"
         )
+    check_sizes(profile)
     state = PartialState(cpu=device == "cpu")
     with state.main_process_first():  # one process makes what is missing, the others find it
         if data is None and state.is_main_process:
             say("corpus: train, val")
             make(paths.corpus(profile.name), profile, splits=("train", "val"), progress=progress)
-            if _missing(root / "codec"):
+            if _to_make(root / "codec", profile, say):
                 say("codec: training")
                 ensure_codec(profile, root / "codec", seed, progress)
     return train_profile(profile, seed, device, out, progress, say, data=data)

@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmas.config import CorpusConfig, Profile, sha256
 from vmas.corpus.spec import DRAWS, SPLITS, ClipSpec, clip_id, parse_id, sample_spec
 from vmas.errors import DataError, UsageError, VmasError, nearest
+from vmas.pools import processes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,15 +151,11 @@ def _make_files(out: Path, profile: Profile, names: list[str], workers: int | No
         if workers == 1 or len(todo) <= INLINE:
             note(map(work, todo))
         else:
-            # Spawned, not forked: a fork of a process with running threads (torch, cv2) can hang.
-            context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_worker)
             try:
-                note(pool.map(work, todo, chunksize=max(1, min(8, len(todo) // (4 * workers)))))
+                with processes(workers, _worker) as pool:
+                    note(pool.map(work, todo, chunksize=max(1, min(8, len(todo) // (4 * workers)))))
             except BrokenProcessPool as e:
                 raise DataError(f"{out}: a worker process died (memory?); run again with fewer workers") from e
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)  # on Ctrl-C the clips begun are finished
     finally:
         bar.close()
         if failures:
@@ -172,7 +166,6 @@ def _make_files(out: Path, profile: Profile, names: list[str], workers: int | No
 def _worker() -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     cv2.setNumThreads(1)
 
 
@@ -225,8 +218,11 @@ def _write_manifest(out: Path) -> Path:
 
 def _replace(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        aside.write_text(text + "\n", encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _parquet(table: "pd.DataFrame", path: Path) -> None:

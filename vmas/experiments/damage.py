@@ -212,7 +212,7 @@ def figure(record: Record) -> "Figure":
                 if metric == align:
                     ax.set_xlabel(kinds[kind][0].replace(" of the other", "\nof the other"), fontsize=8)
                 sns.despine(ax=ax)
-            row[0].set_ylabel(f"{metric.replace(' (2025', chr(10) + '(2025')}, {unit}")
+            row[0].set_ylabel(f"{metric.replace(' (2025', chr(10) + '(2025')},{chr(10)}{unit}")
     r = record.row(WHOLE, SPLIT, "KL")
     head = f"{record.title} ({r.status}, {SPLIT} split, N = {r.n}; bands: 95% intervals; damage grows to the right)"
     fig.suptitle(head, fontsize=9, x=0.01, ha="left")

@@ -4,7 +4,7 @@ Used by every target and by `vmas evaluate`. An `Analysis` holds what the metric
 waveforms; a `Reference` what they are compared with. Nothing here knows how the music was made.
 """
 
-import multiprocessing
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +18,7 @@ from vmas.config import Profile
 from vmas.metrics import fad as fad_metric
 from vmas.metrics import intervals, mv_align
 from vmas.metrics.kl import kl
+from vmas.pools import processes
 from vmas.records import Row
 
 CHUNK = 64  # clips of one length through the embedder at a time
@@ -79,16 +80,16 @@ class Evaluator:
         self.tagger, self.sample_rate = tagger, sample_rate
         self.workers = min(MAX_WORKERS, workers or os.cpu_count() or 1)
         self.pool: ProcessPoolExecutor | None = None
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Evaluator":
         if self.workers > 1:
-            # spawned, not forked: torch's threads do not survive a fork
-            self.pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+            self.pool = self._open.enter_context(processes(self.workers))
         return self
 
     def __exit__(self, *_) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
+        self._open.close()
+        self.pool = None
 
     def analyse(self, waves: Sequence[np.ndarray] | np.ndarray, done: Callable[[], Any] | None = None) -> Analysis:
         """Embeddings, logits and onsets of waveforms, float32 in [-1,1] or int16, [N,samples] or N of any length.

@@ -126,7 +126,10 @@ def run_notebook(target: Target, profile: str, seed: int, device: str, out) -> P
             )
         except PapermillExecutionError as e:
             raise VmasError(f"{target.notebook}, cell {e.cell_index}: {e.ename}: {' '.join(e.evalue.split())}") from e
-    os.replace(aside, out)
+        else:
+            os.replace(aside, out)
+        finally:
+            aside.unlink(missing_ok=True)
     return out
 
 

@@ -54,9 +54,13 @@ class Preempted(SystemExit):
 
 def recipe(cfg: TrainConfig) -> TrainConfig:
     """`cfg` without what a `Stage` says itself and without what only paces work, reports and checkpoints."""
+    return replace(pace(cfg), steps=0, pretrain_steps=0, batch_size=0, warmup_steps=0)
+
+
+def pace(cfg: TrainConfig) -> TrainConfig:
+    """`cfg` without what only paces work, reports and checkpoints."""
     quiet = {"val_every": 0, "sample_every": 0, "checkpoint_every": 0, "keep_last": 0, "num_workers": 0}
-    free = {"activation_checkpointing": False, "compile": False}
-    return replace(cfg, steps=0, pretrain_steps=0, batch_size=0, warmup_steps=0, **quiet, **free)
+    return replace(cfg, **quiet, activation_checkpointing=False, compile=False)
 
 
 def make_accelerator(cfg: TrainConfig, folder: Path, device: str = "auto"):
