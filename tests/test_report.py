@@ -37,7 +37,7 @@ def record():
 def test_frame_prints_interval_and_chance(record):
     t = table.frame(record, B)
     assert list(t.index) == list(SYSTEMS)
-    assert t.loc[table3.OURS, "MV Align (2025, 9.6 fps) ↑"] == "0.400 [0.380, 0.420] (chance 0.210)"
+    assert t.loc[table3.OURS, "MV Align (2025, 9.6 fps) ↑"] == "0.400 [0.380, 0.420] (chance 0.210, lift +0.190)"
     assert t.loc[table3.OURS, "FAD (codec) ↓"] == "0.000"
     assert t.loc[table3.REAL, "FAD (codec) ↓"] == "1.500 [1.400, 1.600]"
     assert t.loc[table3.SHUFFLED, "Onsets per clip"] == "21.2 [20.0, 22.0]"
@@ -80,6 +80,9 @@ def test_plain_fits_and_says_what_numbers_are_worth(record):
     assert max(map(len, text.splitlines())) <= table.WIDTH
     line = next(x for x in text.splitlines() if x.startswith("MV Align (2025, 9.6 fps), chance"))
     assert line.split()[-4:] == ["0.210"] * 4
+    line = next(x for x in text.splitlines() if x.startswith("MV Align (2025, 9.6 fps), lift"))
+    assert line.split()[-4:] == ["+0.190"] * 4
+    assert not any(x.startswith("KL, lift") for x in text.splitlines()), "less is better: no lift"
 
 
 def test_smoke_says_that_it_means_nothing(record):

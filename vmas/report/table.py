@@ -30,7 +30,8 @@ CAVEATS = {
     "FAD (codec)": "FAD (codec) compares with the real music after the codec, so that it judges the model and not "
     "the codec; FAD (real) compares with the real music itself. Both use the small embedder trained here.",
     "KL": "KL is 0 for real music by definition.",
-    "MV Align": "MV Align names its version and frame rate: values of another version or rate do not compare.",
+    "MV Align": "MV Align names its version and frame rate: values of another version or rate do not compare. "
+    "lift: what it has over chance.",
     "shift of the maximum": "In the rows of the shifted video chance is the clips' own peaks, moved by three frames or "
     "more (circular).",
     "extra NLL": "extra NLL: nats a clip more than under its own video, or with X_v in time; positive = that helps.",
@@ -47,14 +48,23 @@ def number(x: float) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def lift(row: Row) -> str:
+    """`+0.162`: how far a value of MV Align lies above its chance; "" for any other."""
+    if row.value is None or row.chance is None or not row.metric.startswith("MV Align"):
+        return ""
+    return f"{row.value - row.chance:+.3f}"
+
+
 def cell(row: Row, chance: bool = True) -> str:
-    """`0.372 [0.361, 0.383] (chance 0.210)`, the paper's string, or a dash."""
+    """`0.372 [0.361, 0.383] (chance 0.210, lift +0.162)`, the paper's string, or a dash."""
     if row.value is None:
         return row.paper or "—"
     text = f"{row.value:.0f}" if row.metric in COUNTS else number(row.value)
     if row.ci95:
         text += f" [{number(row.ci95[0])}, {number(row.ci95[1])}]"
-    return text + (f" (chance {number(row.chance)})" if chance and row.chance is not None else "")
+    if not chance or row.chance is None:
+        return text
+    return f"{text} (chance {number(row.chance)}{f', lift {lift(row)}' if lift(row) else ''})"
 
 
 def datasets(record: Record) -> list[str]:
@@ -65,7 +75,7 @@ def datasets(record: Record) -> list[str]:
 def frame(record: Record, dataset: str, apart: bool = False) -> "pd.DataFrame":
     """What was computed here on one dataset, as text: systems down, metrics across.
 
-    `apart` gives chance a column of its own beside its metric, for narrow cells.
+    `apart` gives chance and the lift over it columns of their own beside their metric, for narrow cells.
     """
     import pandas as pd
 
@@ -75,6 +85,8 @@ def frame(record: Record, dataset: str, apart: bool = False) -> "pd.DataFrame":
         columns.setdefault(r.metric + ARROWS[r.direction], {})[r.system] = cell(r, chance=not apart)
         if apart and r.chance is not None:
             columns.setdefault(f"{r.metric}, chance", {})[r.system] = number(r.chance)
+        if apart and lift(r):
+            columns.setdefault(f"{r.metric}, lift", {})[r.system] = lift(r)
     index = pd.Index(dict.fromkeys(r.system for r in chosen), name="System")
     return pd.DataFrame(columns, index=index).fillna("—")
 
