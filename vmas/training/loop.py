@@ -181,7 +181,7 @@ class Run:
                 f" {math.prod(saved['batch'].values())} clips a step)",
                 "remove the folder, name another, or give processes x batch_size x grad_accum the same product",
             )
-        sharded.scatter(self.model, self.optimizer, self.ema, saved)
+        sharded.scatter(self.model, self.optimizer, self.ema, saved, self.folder)
         self.schedule.load_state_dict({**saved["schedule"], "lr_lambdas": [None]})
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.curve, self.best = saved["curve"], saved["best"]

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vmas.errors import CheckpointError
 from vmas.training.optim import EMA
 
 
@@ -48,8 +49,17 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     )
 
 
-def scatter(model: nn.Module, optimizer, ema: EMA, saved: dict) -> None:
-    """Put a gathered state back, split again where the parameters are sharded."""
+def scatter(model: nn.Module, optimizer, ema: EMA, saved: dict, folder) -> None:
+    """Put a gathered state back, split again where the parameters are sharded.
+
+    Raises CheckpointError, naming `folder`, when the state is of a run that trains other parameters.
+    """
+    if len(saved["ema"]) != len(ema.average):
+        raise CheckpointError(
+            folder,
+            f"its run trains {len(saved['ema'])} tensors, this one {len(ema.average)}",
+            "finish it with the version of vmas that began it, or remove the folder to start afresh",
+        )
     if not is_sharded(model):
         _plain(model).load_state_dict(saved["model"])
         optimizer.optimizer.load_state_dict(saved["optimizer"])
