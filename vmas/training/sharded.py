@@ -1,12 +1,14 @@
 """The state of a model, its optimizer and its average as plain tensors, also where FSDP keeps them in shards."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from vmas.errors import CheckpointError
-from vmas.training.optim import EMA
+from vmas.training.optim import EMA, reshard
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -25,6 +27,27 @@ def _plain(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module, accelerator) -> Iterator[None]:
+    """Whole parameters on every process inside the block, for use outside the model's forward pass.
+
+    Collective where they are sharded: every process must do the same inside, in the precision of the forward pass.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for m in model.modules():
+        if isinstance(m, FSDPModule):
+            m.unshard()
+    try:
+        with accelerator.autocast():
+            yield
+    finally:
+        reshard(model)
 
 
 def gather(model: nn.Module, optimizer, ema: EMA) -> tuple[dict, dict, list[Tensor]]:
