@@ -176,7 +176,7 @@ def arm(model: VMAsTask, place: str, when: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if place == "step":
-        model.model.decoder.register_forward_pre_hook(lambda *_: die() if model.training and reached() else None)
+        model.model.register_forward_pre_hook(lambda *_: die() if model.training and reached() else None)
         return
     write = safetensors.torch.save_file
 
