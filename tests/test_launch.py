@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
-from vmas import config, paths
+from vmas import cli, config, paths
 from vmas.training.cost import Skeleton
 
 LAUNCH = paths.ROOT / "examples" / "launch"
@@ -65,6 +66,29 @@ def test_the_folder_holds_what_its_readme_names():
     readme = (LAUNCH / "README.md").read_text(encoding="utf-8")
     rows = set(re.findall(r"^\| `([^`]+)` \|", readme, re.MULTILINE))
     assert rows == {p.name for p in LAUNCH.iterdir()} - {"README.md"}
+
+
+def commands() -> list[list[str]]:
+    """The arguments of `vmas train` in every command line of the folder."""
+    texts = [p.read_text(encoding="utf-8") for p in LAUNCH.iterdir() if p.suffix != ".sh"]
+    found = re.findall(r"-m vmas\.train ([^`\n&#]*)", "\n".join(texts))
+    return [shlex.split(line.replace('"$VMAS_DATA"', "shards/").replace('"$@"', "")) for line in found]
+
+
+def test_every_command_gets_to_the_data(tmp_path, monkeypatch, capsys):
+    """Given an empty folder of shards, each paper command stops there and not at its arguments (exit code 2)."""
+    monkeypatch.chdir(tmp_path)
+    paper = [line for line in commands() if "paper" in line]
+    assert len(paper) == 5
+    (tmp_path / "shards").mkdir()
+    monkeypatch.setattr("vmas.training.stages.the_codec", lambda p: None)  # its weights are not at hand
+    for line in paper:
+        assert cli.main(["train", *line, "--device", "cpu"]) == 1
+        assert "shards" in capsys.readouterr().err
+    assert {" ".join(line) for line in commands() if line not in paper} == {
+        "--profile smoke --device cpu",
+        "--profile mini",
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -155,7 +179,12 @@ def slurm_job(tmp_path):
         tool = tmp_path / name
         tool.write_text(f"#!/usr/bin/env bash\n{body}\n")
         tool.chmod(0o755)
-    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "17"}
+    job = {
+        "VMAS_DATA": "clips/",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": "17",
+    }
     env = environment(**job)
     env["PATH"] = f"{tmp_path}{os.pathsep}{env['PATH']}"
     return lambda: subprocess.Popen(["bash", LAUNCH / "slurm_4x8.sbatch", "--seed", "1"], env=env)
@@ -169,7 +198,8 @@ def test_slurm_job_saves_and_queues_again_before_the_time_limit(slurm_job, tmp_p
     assert job.wait(20) == 0
     assert (tmp_path / "calls").read_text().splitlines() == [
         "scontrol show hostnames node[1-2]",
-        "srun --kill-on-bad-exit=1 examples/launch/slurm_node.sh -m vmas.train --profile paper --seed 1 node1",
+        "srun --kill-on-bad-exit=1 examples/launch/slurm_node.sh -m vmas.train --profile paper"
+        " --data clips/ --seed 1 node1",
         "scancel --signal=TERM 17",
         "saved",
         "scontrol requeue 17",

@@ -131,6 +131,45 @@ def test_a_failing_run_does_not_stop_the_others(monkeypatch, tmp_path, smoke):
     assert not (paths.cache() / "records" / "t-one-smoke-seed0.json").exists()
 
 
+def test_a_child_sees_the_gpu_that_its_slot_names(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweep.visible("cuda:1") == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-abc")
+    assert [sweep.visible(f"cuda:{i}") for i in (0, 1)] == ["4", "GPU-abc"]
+
+
+@pytest.mark.parametrize(
+    ("code", "leaves", "told"),
+    [
+        (0, True, ""),
+        (0, False, "exit code 0: stopped by SIGTERM"),  # pre-empted: the state is saved, the run is not done
+        (1, True, "exit code 1: stopped by SIGTERM"),
+    ],
+)
+def test_a_child_is_done_when_its_record_is_there(monkeypatch, tmp_path, smoke, code, leaves, told):
+    """A real child process in place of the training, with the command line and the environment of one."""
+    monkeypatch.setenv("VMAS_CACHE", str(tmp_path))
+    run = sweep.Run("t", Condition("one", "one"), smoke, 7)
+    monkeypatch.setattr(sweep.Run, "key", lambda self: "one7")
+    child, kept = tmp_path / "child", tmp_path / "records"
+    kept.mkdir()
+    leave = f"cp {tmp_path}/made.json {kept}/t-one-smoke-seed7.json" if leaves else "true"
+    child.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@ on $CUDA_VISIBLE_DEVICES" > {tmp_path}/called\n'
+        f"{leave}\necho 'stopped by SIGTERM'; exit {code}\n"
+    )
+    child.chmod(0o755)
+    records.write(made(7, [0.5], name="one"), tmp_path / "made.json")
+    monkeypatch.setattr(sweep.sys, "executable", str(child))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    problem = sweep._child(run, "smoke", "cuda:2", save_record=True)
+    assert problem.startswith(told)
+    assert bool(problem) == bool(told)
+    line = (tmp_path / "called").read_text()
+    assert "reproduce t --profile smoke --quiet --only one --seed 7 --device cuda --save-record on 2" in line
+
+
 def test_jobs_need_a_gpu():
     with pytest.raises(UsageError, match="needs a GPU"):
         sweep.devices("cpu", 2)

@@ -1,6 +1,9 @@
 """The training loop: schedule, data order, averaging, exact resume, clear failures."""
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +15,7 @@ from vmas import config
 from vmas.errors import CheckpointError, ConfigError, DataError
 from vmas.training import loop, optim
 from vmas.training.data import ClipDataset, StepSampler
-from vmas.training.state import load_state, save_state
+from vmas.training.state import load_state, remove_leftovers, save_state
 
 CFG = replace(config.load("smoke").train, val_every=4, checkpoint_every=4, ema_every=2, ema_decay=0.5, weight_decay=0.0)
 
@@ -65,8 +68,18 @@ def test_sampler_shows_every_clip_once_an_epoch_and_splits_ranks_without_overlap
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
 
 
-def test_sampler_continues_where_it_stopped():
-    assert list(StepSampler(24, 8, 5, 0, 7))[4:] == list(StepSampler(24, 8, 5, 4, 7))
+def test_an_epoch_that_fills_no_batch_loses_no_clip():
+    """Clips are counted on: 20 clips in batches of 8 are 2 epochs in 5 steps, each clip once in either."""
+    seen = [row for batch in StepSampler(20, 8, 5, 0, 5) for row in batch]
+    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
+    assert seen[:20] != seen[20:]
+    halves = [list(StepSampler(20, 4, 5, 0, 5, rank, 2)) for rank in (0, 1)]
+    assert [r for a, b in zip(*halves, strict=True) for r in a + b] == seen
+
+
+@pytest.mark.parametrize("n", [24, 21])
+def test_sampler_continues_where_it_stopped(n):
+    assert list(StepSampler(n, 8, 5, 0, 7))[4:] == list(StepSampler(n, 8, 5, 4, 7))
 
 
 def test_sampler_refuses_too_few_clips():
@@ -122,7 +135,7 @@ def test_nan_loss_stops_with_a_line(tmp_path):
     bad = data()
     bad.arrays["y"][:] = np.nan
     stage = loop.Stage("line", 4, 8, 0.05, 2)
-    with pytest.raises(DataError, match="the loss is nan at step 1"):
+    with pytest.raises(DataError, match="in step 1 the loss is nan"):
         loop.fit(Line(), bad, data(16), CFG, stage, tmp_path, device="cpu", progress=False)
 
 
@@ -132,10 +145,148 @@ def test_the_batch_of_a_nan_is_kept(tmp_path):
     with pytest.raises(DataError, match="bad-batch-0"):
         loop.fit(Line(), bad, data(16), CFG, loop.Stage("line", 4, 8, 0.05, 2), tmp_path, device="cpu", progress=False)
     kept = load_state(tmp_path / "bad-batch-0")
-    rows = kept["batch"]["rows"].numpy()
+    (batch,) = kept["batches"]
+    rows = batch["rows"].numpy()
     assert kept["step"] == 1
     assert len(set(rows.tolist())) == 8
-    np.testing.assert_array_equal(kept["batch"]["x"].numpy(), bad.arrays["x"][rows])
+    np.testing.assert_array_equal(batch["x"].numpy(), bad.arrays["x"][rows])
+
+
+class Overflows(Line):
+    """A loss that is finite while its gradient is not, in micro-batch `at`."""
+
+    at = 5
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, batch, generator=None):
+        out = super().forward(batch, generator)
+        if self.training:
+            self.calls += 1
+            if self.calls == self.at:
+                zero = self.w.weight.sum() * 0
+                out["loss"] = out["loss"] + zero.sqrt() * 0  # the derivative of a root at 0 is infinite: 0 · inf
+        return out
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_a_gradient_that_is_not_finite_changes_no_weight_and_reaches_no_state(tmp_path, accum):
+    cfg = replace(CFG, grad_accum=accum, checkpoint_every=1)
+    task = Overflows()
+    step = -(-Overflows.at // accum)
+    with pytest.raises(DataError, match=rf"in step {step} the loss is .* and the gradient's norm nan"):
+        loop.fit(task, data(), data(16), cfg, loop.Stage("line", 8, 8, 0.05, 2), tmp_path, device="cpu", progress=False)
+    kept = load_state(tmp_path / "bad-batch-0")
+    assert kept["step"] == step
+    assert len(kept["batches"]) == accum
+    assert all(np.isfinite(kept["losses"]))
+    states = loop.Checkpoints(tmp_path / "states")
+    assert states.steps()[-1] == step - 1, "the last state is the one before"
+    assert all(torch.isfinite(v).all() for v in states.load()["model"].values())
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+
+
+def test_sigterm_in_the_last_step_ends_with_0_and_a_finished_stage(tmp_path):
+    class Killed(Line):
+        def forward(self, batch, generator=None):
+            if self.training and float(self.steps_seen.add_(1)) == 10:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().forward(batch, generator)
+
+    task = Killed()
+    task.steps_seen = torch.zeros(())
+    stage = loop.Stage("line", 10, 8, 0.05, 2)
+    with pytest.raises(loop.Preempted) as stopped:
+        loop.fit(task, data(), data(16), CFG, stage, tmp_path, seed=3, device="cpu", progress=False)
+    assert stopped.value.code == 0
+    through, _ = run(tmp_path / "through", steps=10)
+    resumed, _ = run(tmp_path, steps=10)
+    assert all(torch.equal(p, q) for p, q in zip(through.parameters(), resumed.parameters(), strict=True))
+
+
+def test_sigterm_outside_of_the_steps_ends_with_0():
+    def work():
+        with loop.preemptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(loop.Preempted) as stopped:
+        work()
+    assert stopped.value.code == 0
+    assert "give the command again" in stopped.value.message
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_a_kill_left_is_removed_and_the_only_state_kept(tmp_path):
+    for name in (
+        "step-00000002",
+        ".step-00000002.old",
+        ".step-00000004.x1",
+        ".step-00000006.old",
+        ".best.x1",
+        ".other.x",
+    ):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path)
+    # step 6 was killed between the two renames of its replacement; what is not the loop's own stays
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.x", ".step-00000006.old", "step-00000002"]
+
+
+def test_a_damaged_newest_state_is_passed_over_and_named(tmp_path):
+    through, a = run(tmp_path / "a", cfg=replace(CFG, checkpoint_every=2))
+    run(tmp_path / "b", cfg=replace(CFG, checkpoint_every=2), stop_after=6)
+    states = loop.Checkpoints(tmp_path / "b" / "states")
+    assert len(states.steps()) == 2
+    (states.path(states.steps()[-1]) / "state.safetensors").write_bytes(b"cut off")
+    said = []
+    resumed, b = run(tmp_path / "b", cfg=replace(CFG, checkpoint_every=2), say=said.append)
+    assert "step-00000006 damaged; continued from the state of step 4" in said[0]
+    assert all(torch.equal(p, q) for p, q in zip(through.parameters(), resumed.parameters(), strict=True))
+    assert a["curve"] == b["curve"]
+
+
+def test_the_log_holds_every_step_once_after_a_kill(tmp_path):
+    """Validated after 3 updates, killed before the next state: those lines are written again."""
+    cfg = replace(CFG, val_every=1, checkpoint_every=2)
+    run(tmp_path, cfg=cfg, stop_after=4)
+    with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as f:
+        f.write(json.dumps({"step": 5, "loss": 0.0}) + "\n")
+    run(tmp_path, cfg=cfg)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 11))
+
+
+def test_accumulation_draws_one_condition_for_an_update(tmp_path):
+    """What is drawn for an update (dropped condition, pieces) is the same in all its passes, as in a large batch."""
+    drawn = []
+
+    class Draws(Line):
+        def forward(self, batch, generator=None):
+            if generator is not None:
+                drawn.append(float(torch.rand((), generator=generator)))
+            return super().forward(batch, generator)
+
+    cfg = replace(CFG, grad_accum=2)
+    loop.fit(Draws(), data(), data(16), cfg, loop.Stage("line", 4, 4, 0.05, 2), tmp_path, device="cpu", progress=False)
+    assert drawn[::2] == drawn[1::2]
+    assert len(set(drawn)) == 4
+
+
+def test_the_share_of_waiting_for_data_is_measured_and_told(tmp_path):
+    class Slow(type(data())):
+        def __getitems__(self, indices):
+            time.sleep(0.02)
+            return super().__getitems__(indices)
+
+    slow, said = Slow(data().arrays), []
+    stage = loop.Stage("line", 10, 8, 0.05, 2)
+    got = loop.fit(Line(), slow, data(16), CFG, stage, tmp_path, device="cpu", progress=False, say=said.append)
+    assert 0.5 < got["loader_share"] < 1
+    assert f"{got['loader_share']:.0%}"[:-2] in said[-1]
+    assert "waiting for data" in said[-1]
 
 
 def test_accumulation_equals_the_large_batch(tmp_path):

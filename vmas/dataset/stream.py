@@ -6,6 +6,7 @@ cache at few files, and still every clip comes once an epoch. Members are read o
 index, so tokens are read without the pictures beside them, and each is checked against its crc32.
 """
 
+import functools
 import io
 import os
 import queue
@@ -52,7 +53,10 @@ def epoch_order(shard_of: np.ndarray, seed: int, epoch: int, group: int = GROUP)
 
 
 class StepOrder(torch.utils.data.Sampler):
-    """Batches of positions for steps start … stop-1: this rank's slice of each global batch of batch_size · world."""
+    """Batches of positions for steps start … stop-1: this rank's slice of each global batch of batch_size · world.
+
+    Clips are counted on through the epochs: a batch may end one and begin the next, and none is left out.
+    """
 
     def __init__(self, shard_of, group: int, batch_size: int, seed: int, start: int, stop: int, rank=0, world=1):
         if len(shard_of) < batch_size * world:
@@ -68,15 +72,16 @@ class StepOrder(torch.utils.data.Sampler):
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        whole = self.batch * self.world
-        per_epoch = len(self.shard_of) // whole
-        epoch, order = -1, np.empty(0, np.int64)
+        whole, mine, n = self.batch * self.world, self.rank * self.batch, len(self.shard_of)
+
+        @functools.lru_cache(2)  # a batch may lie in two epochs
+        def order(epoch: int) -> np.ndarray:
+            return epoch_order(self.shard_of, self.seed, epoch, self.group)
+
         for step in range(self.start, self.stop):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                order = epoch_order(self.shard_of, self.seed, epoch, self.group)
-            first = (step % per_epoch) * whole + self.rank * self.batch
-            yield order[first : first + self.batch].tolist()
+            first = step * whole + mine
+            places = (divmod(j, n) for j in range(first, first + self.batch))
+            yield [int(order(epoch)[place]) for epoch, place in places]
 
 
 class ShardSource(torch.utils.data.Dataset):

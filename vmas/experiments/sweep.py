@@ -202,8 +202,8 @@ def execute(
             say(f"run {i} of {len(todo)}")
             try:
                 keep(perform(run, slots[0], progress, say, publish=save_record), run, save_record)
-            except VmasError as e:
-                failed.append(f"{run.name}, seed {run.seed}: {e}")
+            except (VmasError, RuntimeError) as e:  # torch's lack of memory is a RuntimeError
+                failed.append(f"{run.name}, seed {run.seed}: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
         return failed
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for slot in slots:
@@ -254,15 +254,22 @@ def _child(run: Run, profile: str, slot: str, save_record: bool) -> str:
     """One run in a process that sees one GPU; returns what went wrong, or nothing."""
     line = [sys.executable, "-m", "vmas", "reproduce", run.target, "--profile", profile, "--quiet"]
     line += ["--only", run.condition.name, "--seed", str(run.seed), "--device", "cuda"]
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": slot.removeprefix("cuda:"), "TQDM_DISABLE": "1"}
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": visible(slot), "TQDM_DISABLE": "1"}
     log = paths.cache() / "sweep" / f"{run.name}-seed{run.seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as out:
         done = subprocess.run([*line, *(["--save-record"] if save_record else [])], env=env, stdout=out, stderr=out)
-    if done.returncode == 0:
+    if done.returncode == 0 and run.record():
         return ""
     last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
     return f"exit code {done.returncode}: {last[0] if last else 'no message'} ({log})"
+
+
+def visible(slot: str) -> str:
+    """What `CUDA_VISIBLE_DEVICES` must say so that a process sees the GPU `slot` ("cuda:1") of this one alone."""
+    index = int(slot.removeprefix("cuda:"))
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return mine.split(",")[index].strip() if mine else str(index)
 
 
 def recorded(target: str, conditions: Sequence[Condition], profile: str) -> dict[str, list[Record]]:

@@ -4,6 +4,7 @@ The order is a function of (seed, step) alone: it needs no state, any run can be
 number of loader workers changes nothing.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -34,8 +35,8 @@ class Source(Protocol):
     def loader(
         self, batch_size: int, seed: int, start: int, stop: int, rank=0, world=1, workers=0, pin=False
     ) -> Iterable[dict[str, Tensor]]:
-        """This process's batches of steps start … stop-1; every epoch shows each clip at most once over all
-        processes, and the union over processes depends on batch_size · world only."""
+        """This process's batches of steps start … stop-1; every epoch shows each clip once over all processes, and
+        the union over processes depends on batch_size · world only."""
         ...
 
 
@@ -46,9 +47,9 @@ def _as_it_is(batch):
 class StepSampler(torch.utils.data.Sampler):
     """Batches of row numbers from step `start` to `stop`, a function of the seed alone.
 
-    Every epoch is a fresh permutation; the remainder that fills no batch is left out. With `world`
-    processes each takes its slice of the global batch, so that the union over processes does not depend on
-    their number as long as batch_size · world stays.
+    Every epoch is a fresh permutation; where it fills no whole number of batches, the next one begins within a
+    batch, so that every epoch shows every clip once. With `world` processes each takes its slice of the global
+    batch, so that the union over processes does not depend on their number as long as batch_size · world stays.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1):
@@ -61,15 +62,17 @@ class StepSampler(torch.utils.data.Sampler):
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        whole = self.batch * self.world
-        per_epoch = self.n // whole
-        epoch, order = -1, torch.empty(0)
+        whole, first = self.batch * self.world, self.rank * self.batch
+
+        @functools.lru_cache(2)  # a batch may lie in two epochs
+        def order(epoch: int) -> list[int]:
+            return torch.randperm(
+                self.n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            ).tolist()
+
         for step in range(self.start, self.stop):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                order = torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-            first = (step % per_epoch) * whole + self.rank * self.batch
-            yield order[first : first + self.batch].tolist()
+            at = step * whole + first  # clips are counted on through the epochs
+            yield [order(epoch)[place] for epoch, place in (divmod(j, self.n) for j in range(at, at + self.batch))]
 
 
 class ClipDataset(torch.utils.data.Dataset):

@@ -6,6 +6,7 @@ by (seed, step, process) and the data order by (seed, step), so a run that was k
 started again ends with the same bits, whatever the number of loader workers.
 """
 
+import contextlib
 import json
 import math
 import signal
@@ -26,7 +27,7 @@ from vmas.training import sharded
 from vmas.training.data import ClipDataset, Source
 from vmas.training.memory import keep_freed
 from vmas.training.optim import EMA, build_optimizer, build_schedule
-from vmas.training.state import Checkpoints, save_state
+from vmas.training.state import Checkpoints, remove_leftovers, save_state
 
 SAMPLES = 2  # validation clips that are generated for TensorBoard
 LOG_EVERY = 10
@@ -44,11 +45,11 @@ class Stage:
 
 
 class Preempted(SystemExit):
-    """SIGTERM came: the state is saved, the process ends with exit code 0."""
+    """SIGTERM came: what can be saved is saved, the process ends with exit code 0."""
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, where: str):
         super().__init__(0)
-        self.message = f"stopped by SIGTERM after step {step}; the state is in {folder}: give the command again"
+        self.message = f"stopped by SIGTERM {where}: give the command again"
 
 
 def recipe(cfg: TrainConfig) -> TrainConfig:
@@ -131,6 +132,23 @@ class Signals:
         self.seen = number
 
 
+@contextlib.contextmanager
+def preemptible() -> Iterator[None]:
+    """Let SIGTERM end what happens outside of `fit` with `Preempted`: all of it is whole or absent on disk."""
+
+    def stop(_number, _frame):
+        raise Preempted("outside of the training steps; finished stages and states are kept")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Run:
     """One run: the prepared model and everything that its state on disk holds."""
 
@@ -153,6 +171,10 @@ class Run:
         self.key = sha256(replace(recipe(cfg), grad_accum=1), replace(stage, batch_size=whole), seed, key)
         self.checkpoints = Checkpoints(folder / "states", cfg.keep_last)
         self.step, self.seconds, self.curve, self.best = 0, 0.0, [], math.inf
+        self.heard: list[tuple[dict, float]] = []  # of the update under way: its batches and their losses
+        if self.accelerator.is_main_process:
+            for place in (folder, folder / "states"):
+                remove_leftovers(place)
 
     def save(self) -> None:
         """The whole state; with sharded parameters every process must call it."""
@@ -185,13 +207,30 @@ class Run:
         self.schedule.load_state_dict({**saved["schedule"], "lr_lambdas": [None]})
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.curve, self.best = saved["curve"], saved["best"]
-        if saved["batch"] == self.batch:
-            return ""
-        was, now = (", ".join(f"{v} {k}" for k, v in b.items()) for b in (saved["batch"], self.batch))
-        return (
-            f"{self.stage.name}: continued with {now} instead of {was}: weights, optimizer, average, schedule and"
-            " the clips of every step stay equal; dropout masks and the order of summation do not, so the bits differ"
-        )
+        if self.accelerator.is_main_process:
+            self._cut_log()
+        lines = []
+        if self.checkpoints.damaged:
+            names = ", ".join(str(p) for p in self.checkpoints.damaged)
+            lines.append(f"{self.stage.name}: {names} damaged; continued from the state of step {self.step}")
+        if saved["batch"] != self.batch:
+            was, now = (", ".join(f"{v} {k}" for k, v in b.items()) for b in (saved["batch"], self.batch))
+            lines.append(
+                f"{self.stage.name}: continued with {now} instead of {was}: weights, optimizer, average, schedule and"
+                " the clips of every step stay equal; dropout masks and the order of summation do not, so the bits"
+                " differ; nor do the candidates of L_c (those of one process and pass, or of all processes with"
+                " align.gather) and, with align.normalise=weight, the share of a pass in L_g"
+            )
+        return "\n".join(lines)
+
+    def _cut_log(self) -> None:
+        """Take the lines after the restored step out of the log: they will be written again."""
+        log = self.folder / "log.jsonl"
+        if log.is_file():
+            lines = [t for t in log.read_text(encoding="utf-8").splitlines() if json.loads(t)["step"] <= self.step]
+            aside = log.with_name(f".{log.name}")
+            aside.write_text("".join(f"{t}\n" for t in lines), encoding="utf-8")
+            aside.replace(log)
 
     def loader(self, train: Source):
         a, n = self.accelerator, self.cfg.grad_accum
@@ -200,16 +239,24 @@ class Run:
         return train.loader(*shape, workers=self.cfg.num_workers, pin=a.device.type == "cuda")
 
     def update(self, batch: dict, micro: int) -> dict[str, torch.Tensor]:
-        """Forward, backward and, at the end of an accumulation, one optimizer step."""
+        """Forward, backward and, at the end of an accumulation, one optimizer step.
+
+        Raises DataError, before any weight changes, when the gradient of the update is not finite.
+        """
         a = self.accelerator
         self.model.train()
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + micro)  # the same in every process
+        # the same in every process and pass of an update, as it would be in one large batch
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + micro // self.cfg.grad_accum)
         torch.manual_seed((self.seed * 7919 + a.process_index) * 1_000_003 + micro)
         with a.accumulate(self.model):
             out = self.model(_to_device(batch, a.device), generator=generator)
             a.backward(out["loss"])
+            self.heard.append((batch, float(out["loss"].detach())))
             if a.sync_gradients:
-                a.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
+                norm = a.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
+                assert norm is not None
+                self.check(norm)
+                self.heard.clear()
             self.optimizer.step()
             self.optimizer.zero_grad()
         if a.sync_gradients:
@@ -219,17 +266,24 @@ class Run:
                 self.ema.update()
         return out
 
-    def check(self, out: dict, batch: dict) -> float:
-        """The loss as a number. Raises DataError when it is not finite, with the batch kept on disk."""
-        loss = float(out["loss"].detach())
-        if not math.isfinite(loss):
-            where = self.folder / f"bad-batch-{self.accelerator.process_index}"
-            save_state(where, {"step": self.step, "batch": dict(batch)})
-            raise DataError(
-                f"{where}: the loss is {loss} at step {self.step}; this is the batch that made it, the last state on"
-                " disk is intact: look at these clips, lower train.lr or raise train.warmup_steps"
-            )
-        return loss
+    def check(self, norm: torch.Tensor) -> None:
+        """Raises DataError when the gradient's norm is not finite, with this process's batches kept on disk.
+
+        The gradient is shared by the processes, so that a bad loss in one stops all.
+        """
+        full = getattr(norm, "full_tensor", None)  # of sharded parameters
+        size = float(full() if full else norm)
+        if math.isfinite(size):
+            return
+        where = self.folder / f"bad-batch-{self.accelerator.process_index}"
+        losses = [loss for _, loss in self.heard]
+        batches = [dict(batch) for batch, _ in self.heard]
+        save_state(where, {"step": self.step + 1, "batches": batches, "losses": losses})
+        raise DataError(
+            f"{where}: in step {self.step + 1} the loss is {', '.join(f'{x:g}' for x in losses)} and the gradient's"
+            f" norm {size:g}; these are the clips that made it, and no state on disk has seen them: look at them, lower"
+            " train.lr or raise train.warmup_steps"
+        )
 
     def report(self, val: ClipDataset, loss: float) -> None:
         """Validation loss of the average into the curve, the log and TensorBoard."""
@@ -313,7 +367,7 @@ def fit(
     if line := run.resume():
         say(line)
     run.accelerator.init_trackers(stage.name)
-    share = 0.0
+    share, begun = 0.0, run.step
     with Signals() as signals:
         try:
             if run.step < stage.steps:
@@ -330,16 +384,25 @@ def fit(
         "loader_share": round(share, 4),
         "peak_gb": peak_gb(run.accelerator.device),
     }
+    if run.step > begun:
+        rate = run.seconds / run.step
+        say(
+            f"{stage.name}: {run.step} steps, {rate:.2f} s each with validation and states;"
+            f" {share:.1%} of a step's time waiting for data; {took['peak_gb']:.1f} GB at most"
+        )
     return {"steps": run.step, **took, "curve": run.curve, "val": last}
 
 
 def _steps(run: Run, train: Source, val: ClipDataset, signals: Signals, progress: bool, stop_after) -> float:
-    """All remaining updates; returns the share of the time that was spent waiting for data."""
+    """All remaining updates; returns the share of the steps' time that was spent waiting for data.
+
+    Validation, samples and states are not counted as a step's time.
+    """
     from tqdm.auto import tqdm
 
     cfg, stage, first = run.cfg, run.stage, run.step
     show = None if progress and run.accelerator.is_local_main_process else True
-    clock, before, waited = time.monotonic(), run.seconds, 0.0
+    clock, before, waited, worked = time.monotonic(), run.seconds, 0.0, 0.0
     with tqdm(total=stage.steps, initial=first, desc=stage.name, unit="step", disable=show) as bar:
         batches: Iterator = iter(run.loader(train))
         for micro in range(first * cfg.grad_accum, stage.steps * cfg.grad_accum):
@@ -347,11 +410,12 @@ def _steps(run: Run, train: Source, val: ClipDataset, signals: Signals, progress
             batch = next(batches)
             waited += time.monotonic() - asked
             out = run.update(batch, micro)
-            loss = run.check(out, batch)
+            loss = float(out["loss"].detach())  # waits for the device
+            worked += time.monotonic() - asked
             if not run.accelerator.sync_gradients:
                 continue
             run.seconds = before + time.monotonic() - clock
-            share = waited / max(run.seconds - before, 1e-9)
+            share = waited / max(worked, 1e-9)
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", data=f"{share:.1%}", refresh=False)
             if run.step % LOG_EVERY == 0:
@@ -366,10 +430,10 @@ def _steps(run: Run, train: Source, val: ClipDataset, signals: Signals, progress
             stopping = signal_seen is not None or (stop_after is not None and run.step - first >= stop_after)
             if run.step % cfg.checkpoint_every == 0 or last or stopping:
                 run.save()
-            if signal_seen == signal.SIGTERM and not last:
-                raise Preempted(run.folder, run.step)
+            if signal_seen == signal.SIGTERM:
+                raise Preempted(f"after step {run.step}; the state is in {run.folder}")
             if signal_seen is not None:
                 raise KeyboardInterrupt
             if stopping:
                 break
-    return waited / max(time.monotonic() - clock, 1e-9)
+    return waited / max(worked, 1e-9)

@@ -19,7 +19,7 @@ from vmas.config import Profile, TrainConfig, sha256
 from vmas.errors import UsageError
 from vmas.training import sharded
 from vmas.training.data import ROWS, ClipDataset, Held, Source
-from vmas.training.loop import Preempted, Stage, fit, recipe
+from vmas.training.loop import Preempted, Stage, fit, preemptible, recipe
 from vmas.training.sources import Data, open_data
 
 STAGE_1 = {
@@ -60,29 +60,29 @@ class Session:
         Runs of one seed on several machines, or on several days, then start from the same bits. With `publish` it is
         put there, in half precision, and read back, so that the run that made it starts from what the others will.
         """
+        from accelerate import PartialState
+        from filelock import FileLock
+
         place = published(self.profile) / self.folder(cfg, stage, *parts).name
         if (place / checkpoint.MANIFEST).is_file():
             state, manifest = checkpoint.load(place, "stage1")
             checkpoint.load_into(module, state, place)
             return {**manifest["training"], "sha256": manifest["sha256"]}
-        record = self.fit(task, data, cfg, stage, *parts)
+        if PartialState().num_processes > 1:
+            return self.fit(task, data, cfg, stage, *parts)
+        lock = paths.cache() / "locks" / f"{place.name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):  # runs of a sweep side by side: the first trains, the others find its state
+            record = self.fit(task, data, cfg, stage, *parts)
         if self.publish:
             checkpoint.save(place, module.state_dict(), "stage1", {"stage": stage.name}, self.seed, record, half=True)
             return self.stage_1(task, module, data, cfg, stage, *parts)
         return record
 
     def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
-        from accelerate import PartialState
-
         folder = self.folder(cfg, stage, *parts)
         train, val = data
-        try:
-            return fit(task, train, val, cfg, stage, folder, self.seed, self.device, self.progress, say=self.say)
-        except Preempted as e:
-            self.say(e.message)
-            # every process is here: without an orderly end gloo's threads may abort the exit with 0
-            PartialState().destroy_process_group()
-            raise
+        return fit(task, train, val, cfg, stage, folder, self.seed, self.device, self.progress, say=self.say)
 
 
 def pretrain_encoder(session: Session, data: Data) -> tuple[nn.Module, dict]:
@@ -176,15 +176,16 @@ def seen_once(model, source: Source, hold: int = HOLD) -> Source:
         return source
     if isinstance(source, ClipDataset):
         return source.plus("X_v", encode(model, source.arrays["frames"]).cpu().numpy())
-    arrays: dict[str, np.ndarray] = {}
+    one = {k: v for k, v in source.first(1).items() if k not in ("frames", ROWS)}
+    p = model.profile
+    one["X_v"] = torch.empty(1, p.num_video_tokens, p.encoder.out_dim)
+    shapes = {k: (len(source), *v.shape[1:]) for k, v in one.items()}
+    if sum(math.prod(shape) * one[k].element_size() for k, shape in shapes.items()) > hold:
+        return source
+    arrays = {k: np.empty(shape, one[k].numpy().dtype) for k, shape in shapes.items()}
     for i in range(0, len(source), CHUNK):
         batch = source.__getitems__(range(i, min(i + CHUNK, len(source))))
         batch["X_v"] = encode(model, batch.pop("frames").numpy()).cpu()
-        if not arrays:
-            shapes = {k: (len(source), *v.shape[1:]) for k, v in batch.items() if k != ROWS}
-            if sum(math.prod(shape) * batch[k].element_size() for k, shape in shapes.items()) > hold:
-                return source
-            arrays = {k: np.empty(shape, batch[k].numpy().dtype) for k, shape in shapes.items()}
         for k, a in arrays.items():
             a[i : i + CHUNK] = batch[k].numpy()
     return Held(arrays, source)
@@ -221,21 +222,34 @@ def train_profile(
     """
     from accelerate import PartialState
 
-    from vmas.model import VMAs
-    from vmas.training.tasks import VMAsTask
-
-    out = Path(out) if out else paths.checkpoints(profile.name) / f"vmas-seed{seed}"
     state = PartialState(cpu=device == "cpu")
     publish = publish and state.num_processes == 1
     session = Session(profile, seed, device, progress, say if state.is_main_process else _silent, publish)
+    out = Path(out) if out else paths.checkpoints(profile.name) / f"vmas-seed{seed}"
+    try:
+        with preemptible():
+            return _all_stages(session, out, share, data, state)
+    except Preempted as e:
+        session.say(e.message)
+        # without an orderly end gloo's threads may abort the exit with 0
+        state.destroy_process_group()
+        raise
+
+
+def _all_stages(session: Session, out: Path, share: float, data, state) -> Path:
+    from vmas.model import VMAs
+    from vmas.training.tasks import VMAsTask
+
+    profile, seed = session.profile, session.seed
     codec = the_codec(profile)
     with state.main_process_first():  # one process makes what is missing
         opened = data is not None and not isinstance(data, str | os.PathLike)
-        found = data if opened else open_data(profile, codec, data, progress and state.is_main_process)
+        found = data if opened else open_data(profile, codec, data, session.progress and state.is_main_process)
     record: dict = {}
     torch.manual_seed(seed + 2)
     model = VMAs(profile, codec)
     start(model, session, found, record)
+    model.to(state.device)
     if profile.train.calibrate:
         calibrate(model, found.frames(CALIBRATION))
 

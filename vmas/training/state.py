@@ -43,6 +43,15 @@ def _unpack(node: dict, tensors: dict) -> Any:
     return value
 
 
+def _to_disk(path) -> None:
+    """Wait until a file or folder has reached the disk: a rename may otherwise outlive what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def save_state(folder, state: dict) -> None:
     """Write `state` to `folder`; the folder appears whole or the old one stays."""
     from safetensors.torch import save_file
@@ -55,14 +64,29 @@ def save_state(folder, state: dict) -> None:
     try:
         save_file(tensors, str(aside / "state.safetensors"))
         (aside / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
+        for path in (*aside.iterdir(), aside):
+            _to_disk(path)
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
         os.replace(aside, folder)
+        _to_disk(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(folder) -> None:
+    """Remove from `folder` what a kill in the middle of `save_state` left: unfinished states, and old ones replaced.
+
+    Only the run that owns the folder may call it.
+    """
+    for path in Path(folder).glob(".*.*"):
+        name = path.name.removeprefix(".").rpartition(".")[0]
+        only = path.name.endswith(".old") and not path.with_name(name).exists()  # its successor never came
+        if path.is_dir() and not only and (name == "best" or name.startswith("step-")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_state(folder) -> dict | None:
@@ -91,6 +115,7 @@ class Checkpoints:
 
     def __init__(self, folder, keep: int = 2):
         self.folder, self.keep = Path(folder), max(1, keep)
+        self.damaged: list[Path] = []
 
     def steps(self) -> list[int]:
         """The steps whose states are here, ascending."""
@@ -106,6 +131,17 @@ class Checkpoints:
             shutil.rmtree(self.path(old), ignore_errors=True)
 
     def load(self) -> dict | None:
-        """The newest state, or None. Raises CheckpointError when it is damaged."""
-        steps = self.steps()
-        return load_state(self.path(steps[-1])) if steps else None
+        """The newest state that can be read, or None where there is none; those passed over are in `damaged`.
+
+        Raises CheckpointError when all are damaged.
+        """
+        self.damaged, problem = [], None
+        for step in reversed(self.steps()):
+            try:
+                return load_state(self.path(step))
+            except CheckpointError as e:
+                self.damaged.append(self.path(step))
+                problem = problem or e
+        if problem:
+            raise problem
+        return None
