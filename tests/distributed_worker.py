@@ -8,6 +8,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -127,7 +128,15 @@ def gradients(out: Path, options: dict) -> None:
             run.accelerator.wait_for_everyone()
 
 
-def fitted(out: Path, name: str, sharded: bool = False, kill: str = "", objective: str = "True-count", **more) -> None:
+def fitted(
+    out: Path,
+    name: str,
+    sharded: bool = False,
+    kill: str = "",
+    kill_rank: int = 0,
+    objective: str = "True-count",
+    **more: Any,
+) -> None:
     """A run of the loop in OUT/name, and what it ends with in OUT/name/end: weights, curve, lines said."""
     align, train = OBJECTIVES[objective]
     stop, steps = more.pop("stop", None), more.pop("steps", 4)
@@ -136,7 +145,7 @@ def fitted(out: Path, name: str, sharded: bool = False, kill: str = "", objectiv
     lr = 10.0 if p.train.optimizer == "dadapt_adam" else 1e-3  # a multiplier; at 1 it takes longer to see d grow
     stage = loop.Stage("train", steps, TOTAL // world // p.train.grad_accum, lr, 1)
     model = task(p)
-    if kill:
+    if kill and PartialState().process_index == kill_rank:
         arm(model, *kill.split(":"))
     said: list[str] = []
     device = "auto" if sharded else "cpu"
@@ -148,6 +157,7 @@ def fitted(out: Path, name: str, sharded: bool = False, kill: str = "", objectiv
             model, data(p), data(p, 4), p.train, stage, folder, 1, device, False, stop_after=stop, say=said.append
         )
     except loop.Preempted:
+        (folder / f"preempted-{PartialState().process_index}").touch()
         PartialState().destroy_process_group()  # as vmas.training.stages does
         raise
     found = {"weights": {n: whole(q) for n, q in model.named_parameters()}, "curve": got["curve"], "said": said}
@@ -182,7 +192,7 @@ def arm(model: VMAsTask, place: str, when: str) -> None:
 
     def save_file(tensors, file):
         write(tensors, file)
-        if reached():
+        if "states" in Path(file).parts and reached():
             if place == "save":
                 os.truncate(file, os.path.getsize(file) // 2)
             die()
@@ -208,14 +218,16 @@ def killed(out: Path, options: dict) -> None:
 def sharded(out: Path, options: dict) -> None:
     """Runs under FSDP beside the same under DDP."""
     adapted: dict = {"optimizer": "dadapt_adam", "steps": 5}
+    still: dict = {"steps": 4, "ema_decay": 1.0}
     fitted(out, "adapted ddp", **adapted)
+    fitted(out, "often ddp", val_every=1, sample_every=2, **still)
     shard()
     fitted(out, "through", True)
     fitted(out, "again", True, stop=2)
     fitted(out, "again", True)
     # an average that stays where it was is never better than before, and as far from the weights as can be
-    fitted(out, "rarely", True, val_every=100, steps=4, ema_decay=1.0)
-    fitted(out, "often", True, val_every=1, sample_every=2, steps=4, ema_decay=1.0)
+    fitted(out, "rarely", True, val_every=100, **still)
+    fitted(out, "often", True, val_every=1, sample_every=2, **still)
     fitted(out, "adapted fsdp", True, **adapted)
     fitted(out, "adapted again", True, stop=3, **adapted)
     fitted(out, "adapted again", True, **adapted)
