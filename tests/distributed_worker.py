@@ -6,7 +6,6 @@ Started by torchrun for two; every case writes what it found to OUT_FOLDER from 
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

@@ -69,7 +69,9 @@ def test_the_sharded_step_is_the_packages_to_the_bit_where_nothing_is_sharded(se
             opt.step()
             schedule.step()
         state = opt.state_dict()["state"]
-        ends.append([*model.parameters(), *(t for s in state.values() for t in (s["s"], s["exp_avg"], s["exp_avg_sq"]))])
+        ends.append(
+            [*model.parameters(), *(t for s in state.values() for t in (s["s"], s["exp_avg"], s["exp_avg_sq"]))]
+        )
         ends[-1].append(torch.tensor([opt.param_groups[0][k] for k in ("d", "numerator_weighted", "k")]).double())
     assert ends[0][-1][0] > 1e-3, "d grew"
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
