@@ -351,7 +351,7 @@ class VideoEncoder(nn.Module):
         block = self.blocks[i]
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             if x.requires_grad or any(p.requires_grad for p in block.parameters()):  # a frozen one keeps nothing
-                return recompute(block, x, clips, use_reentrant=False)
+                return cast(Tensor, recompute(block, x, clips, use_reentrant=False))
         return block(x, clips)
 
 
