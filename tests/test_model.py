@@ -64,12 +64,45 @@ def test_dropped_condition_ignores_the_video_and_skips_the_contrast(batch):
 
 
 @pytest.mark.parametrize("conditioned", [True, False])
-def test_every_parameter_gets_a_gradient_or_zero_never_nan(batch, conditioned):
-    p, model = tiny()
+@pytest.mark.parametrize("contrastive", [True, False])
+@pytest.mark.parametrize("beat_weighting", [True, False])
+def test_every_trained_parameter_gets_a_gradient_or_zero_never_nan(batch, contrastive, beat_weighting, conditioned):
+    p, model = tiny(contrastive=contrastive, beat_weighting=beat_weighting)
     model(*batch, torch.rand(2, p.num_tokens), conditioned)["loss"].backward()
     for name, parameter in model.named_parameters():
+        if not contrastive and name.startswith("video_to_music."):
+            assert not parameter.requires_grad  # nothing reads it
+            continue
+        assert parameter.requires_grad
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("freeze", [[], ["encoder"], ["encoder.patch_embed", "encoder.blocks.0"]])
+def test_recomputed_activations_give_the_same_gradients(batch, freeze):
+    """With what is random in training: stochastic depth, dropout, pieces and dropped conditions."""
+    noise = {"encoder": {"drop_path_rate": 0.3}, "decoder": {"dropout": 0.1}}
+    grads = []
+    for on in (False, True):
+        p = config.load("smoke", {**noise, "train": {"activation_checkpointing": on, "freeze": freeze}})
+        torch.manual_seed(0)
+        codec = build_codec(p.codec)
+        with torch.no_grad():
+            codec.E.normal_()
+        task = VMAsTask(VMAs(p, codec)).train()
+        calls = []
+        for block in (*task.model.encoder.blocks, *task.model.decoder.blocks):
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(1)
+        data = {"frames": batch[0], "codes": batch[1], "weights": torch.ones(2, p.num_tokens)}
+        for seed in range(3):
+            task(data, torch.Generator().manual_seed(seed))["loss"].backward()
+        grads.append(({n: q.grad for n, q in task.named_parameters() if q.requires_grad}, len(calls)))
+    (plain, once), (recomputed, twice) = grads
+    assert plain.keys() == recomputed.keys()
+    assert all(torch.equal(plain[n], recomputed[n]) for n in plain)
+    frozen = 3 * 4 if freeze == ["encoder"] else 0  # where nothing is kept, nothing is done again
+    assert twice == 2 * once - frozen
 
 
 def test_contrastive_gradient_reaches_encoder_and_decoder(batch):

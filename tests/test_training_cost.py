@@ -102,12 +102,13 @@ def test_bytes_for_the_backward_pass_are_those_that_autograd_saves(name, bf16, t
     model = cost.Skeleton(profile)
     on = profile.train.activation_checkpointing
     counted = activations(model.encoder, model.decoder, profile, CLIPS, 2 if bf16 else 4)
-    expected = counted.kept(on) - (counted.block if on else 0)  # after the forward pass nothing is recomputed yet
+    expected = counted.stored(on)  # after the forward pass nothing is recomputed yet
     if bf16:  # autograd also keeps autocast's copies of the weights, which the plan lists on their own
         expected += cost.count_memory(model, bf16_profile(profile), counted, 1, "ddp", on).compute
         if on:  # but not of the blocks that it recomputes
-            inside = (m.weight for b in model.decoder.blocks for m in b.modules() if isinstance(m, torch.nn.Linear))
-            expected -= 2 * sum(w.numel() for w in inside)
+            inside = [*model.decoder.blocks, *(b for b in model.encoder.blocks if next(b.parameters()).requires_grad)]
+            weights = (m.weight for b in inside for m in b.modules() if isinstance(m, torch.nn.Linear))
+            expected -= 2 * sum(w.numel() for w in weights)
     assert expected == pytest.approx(saved_bytes(profile, bf16), rel=0.15 if bf16 else 0.02)
 
 
@@ -120,7 +121,7 @@ def test_dropout_adds_its_masks():
     kept = []
     for p in (without, with_):
         model = cost.Skeleton(p)
-        kept.append(activations(model.encoder, model.decoder, p, CLIPS, 2).blocks)
+        kept.append(sum(activations(model.encoder, model.decoder, p, CLIPS, 2).decoder.blocks))
     d, positions = with_.decoder, CLIPS * (with_.num_tokens + with_.codec.n_q - 1)
     assert kept[1] - kept[0] == d.layers * positions * (3 + d.ff_mult) * d.dim
 
@@ -185,14 +186,14 @@ def test_freezing_the_encoder_saves_its_backward_pass_and_its_states(paper):
     assert held.flops.encoder < free.flops.encoder * 0.36
     assert free.memory.optimizer - held.memory.optimizer == 12 * encoder
     assert held.memory.weights == free.memory.weights
-    assert held.activations.encoder == 0 < free.activations.encoder
+    assert held.activations.encoder.stored(False) == 0 < free.activations.encoder.stored(False)
 
 
 def test_checkpointing_trades_bytes_for_flops(paper):
     off = dataclasses.replace(paper, train=dataclasses.replace(paper.train, activation_checkpointing=False))
     with_, without = cost.plan(paper, 8, "h200", "ddp"), cost.plan(off, 8, "h200", "ddp")
     assert with_.memory == without.memory_other
-    assert with_.memory.activations < without.memory.activations / 1.5
+    assert with_.memory.activations < without.memory.activations / 4  # 5.3 of 27.7 GB
     assert with_.flops.recomputed > without.flops.recomputed == 0
     assert with_.flops.model == without.flops.model
 

@@ -179,7 +179,7 @@ class TrainConfig:
     pieces_s: tuple[float, ...]  # stage 2: lengths in seconds of which each update draws one; () = whole clips
     freeze: tuple[str, ...]  # groups of parameters that stay as they are: "encoder", "decoder.emb", ...
     precision: str  # "auto", "fp32" or "bf16"
-    activation_checkpointing: bool  # recompute the blocks in the backward pass
+    activation_checkpointing: bool  # of stage 2: recompute every encoder and decoder block in the backward pass
     compile: bool  # torch.compile
     val_every: int
     sample_every: int  # steps between short generations for TensorBoard, 0 = none

@@ -25,6 +25,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from vmas.config import EncoderConfig
 from vmas.errors import ConfigError
@@ -198,6 +199,7 @@ class VideoEncoder(nn.Module):
         mlp_ratio: hidden width of the MLPs over their width.
         single_output: the last stage must have one token per time step, as the paper's. False allows more
             (X_v is then [B,T'·H·W,D]); it is there to compare with Hiera as published.
+        gradient_checkpointing: recompute each block in the backward pass, for memory.
 
     Raises ConfigError when sizes do not fit each other, naming the stage and what would fit.
     """
@@ -218,8 +220,10 @@ class VideoEncoder(nn.Module):
         drop_path_rate: float = 0.0,
         mlp_ratio: float = 4.0,
         single_output: bool = True,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.input_shape = (in_chans, num_frames, height, width)
         if embed_dim % num_heads:
@@ -336,12 +340,19 @@ class VideoEncoder(nn.Module):
         x = layout.gather(x)
         stage, pooling = self.runs[n]
         for i in stage:
-            x = self.blocks[i](x, B)
+            x = self._block(i, x, B)
         if kept is not None:
             kept.append(layout.scatter(x))
         for i in pooling:
-            x = self.blocks[i](x, B)
+            x = self._block(i, x, B)
         return layout.pooled.scatter(x)
+
+    def _block(self, i: int, x: Tensor, clips: int) -> Tensor:
+        block = self.blocks[i]
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            if x.requires_grad or any(p.requires_grad for p in block.parameters()):  # a frozen one keeps nothing
+                return cast(Tensor, recompute(block, x, clips, use_reentrant=False))
+        return block(x, clips)
 
 
 def _join(parts: list[Tensor], clips: int) -> Tensor:

@@ -78,6 +78,9 @@ class VMAs(nn.Module):
         self.decoder = build_decoder(profile)
         # X̄_v has the encoder's width and M̄ the codec's: one learned linear joins them (open in the paper).
         self.video_to_music = nn.Linear(profile.encoder.out_dim, profile.codec.dim)
+        # Without eq. 2 nothing reads it, and it is not trained: DDP would wait for its gradient in vain, and with a
+        # gradient of 0 AdamW would let the unused weights decay.
+        self.video_to_music.requires_grad_(profile.align.contrastive)
         self.register_buffer("E", codec.codebooks().detach().float().clone(), persistent=False)
         object.__setattr__(self, "codec", codec)  # not a submodule: frozen, saved on its own
 
@@ -134,7 +137,7 @@ class VMAs(nn.Module):
                 self.video_to_music(X_v.mean(1)), M, temperature=a.temperature, symmetric=a.symmetric, gather=a.gather
             )
         else:
-            # Keeps every parameter in the graph, so that distributed reduction sees the same set each step.
+            # Keeps every trained parameter in the graph, so that distributed reduction sees the same set each step.
             L_g = L_g + 0.0 * (self.video_to_music(X_v.mean(1)).sum() if a.contrastive else X_v.sum())
         return {"loss": L_g + a.beta * L_c, "L_g": L_g.detach(), "L_c": L_c.detach(), "ce": ce}
 

@@ -12,8 +12,10 @@ width F keeps for each of its S·B positions
     3D + F          one byte each for dropout's masks, where there is dropout
 
 and for each of the T_v·B rows of X_v c·2D keys and values. An encoder block is counted in the same way, with the
-queries pooled. Activation checkpointing (`train.activation_checkpointing`; the decoder's blocks) keeps 4·D·S·B
-a block, and everything above for the one block that is being recomputed.
+queries pooled. Activation checkpointing (`train.activation_checkpointing`) keeps the input of every block, 4·D·S·B
+in the decoder, and everything above for the one block that is being recomputed. The backward pass has let go of the
+decoder when it reaches the encoder, so the more expensive of the two sets the peak: at the paper's sizes the encoder's
+first block.
 
 Checked in tests/test_training_cost.py against the bytes that autograd really saves. That is on a CPU; CUDA
 keeps the encoder's norms' inputs in fp32 throughout (autocast), as counted here, a CPU from stage 2 on in bf16.
@@ -22,6 +24,7 @@ Frozen parts through which gradients still pass are counted as if they were trai
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import nn
 
@@ -38,46 +41,67 @@ INDEX = 8  # int64
 class Activations:
     """Bytes kept for the backward pass of one step on one GPU."""
 
-    encoder: int
-    blocks: int  # all blocks of the decoder
-    block: int  # one of them
-    block_input: int
-    heads: int  # embeddings, condition, last norm, heads and losses
+    encoder: "Part"
+    decoder: "Part"  # its `rest`: embeddings, condition, last norm, heads and losses
+
+    def stored(self, checkpointing: bool) -> int:
+        """Bytes at the end of the forward pass."""
+        return self.encoder.stored(checkpointing) + self.decoder.stored(checkpointing)
 
     def kept(self, checkpointing: bool) -> int:
         """Bytes at their peak: without checkpointing, or with it while one block is being recomputed."""
-        blocks = self.blocks
-        if checkpointing and blocks:
-            count = self.blocks // self.block
-            blocks = count * self.block_input + self.block
-        return self.encoder + blocks + self.heads
+        if not checkpointing:
+            return self.stored(False)
+        return max(self.encoder.stored(True) + self.decoder.recomputing(), self.encoder.recomputing())
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes kept by a chain of blocks and by what stands around them; no blocks where nothing is trained."""
+
+    blocks: tuple[int, ...]  # each with its input
+    inputs: tuple[int, ...]  # of each, all that is kept of it under checkpointing
+    rest: int
+
+    def stored(self, checkpointing: bool) -> int:
+        """At the end of the forward pass."""
+        return sum(self.inputs if checkpointing else self.blocks) + self.rest
+
+    def recomputing(self) -> int:
+        """Under checkpointing, while the most expensive block is recomputed; later inputs are let go of by then."""
+        inputs = accumulate(self.inputs)
+        return self.rest + max((i + block for i, block in zip(inputs, self.blocks, strict=True)), default=0)
 
 
 def _trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def encoder_bytes(encoder: VideoEncoder, clips: int, c: int) -> int:
+def encoder_bytes(encoder: VideoEncoder, clips: int, c: int) -> Part:
     """Bytes that the encoder keeps for `clips` clips; 0 when it is frozen whole."""
     if not _trains(encoder):
-        return 0
+        return Part((), (), 0)
     channels, frames, height, width = encoder.input_shape
-    total = c * clips * channels * frames * height * width  # what the first convolution reads
-    for layout, runs in zip(encoder.layouts, encoder.runs, strict=True):
+    rest = c * clips * channels * frames * height * width  # what the first convolution reads
+    blocks, inputs = [], []
+    for n, (layout, runs) in enumerate(zip(encoder.layouts, encoder.runs, strict=True)):
         t, h, w = layout.grid
         tokens = clips * t * h * w
         for block in (encoder.block(i) for i in (*runs[0], *runs[1])):
             dim, out = block.norm1.weight.numel(), block.norm2.weight.numel()
             queries, hidden = tokens // block.cells, block.mlp.fc1.out_features
-            total += tokens * (FP32 * dim + STATISTICS) + c * tokens * (dim + 3 * out)
+            # the positions make stage 1's stream fp32; the widening blocks' projection leaves it in c bytes
+            inputs.append(tokens * dim * (c if n else FP32))
+            total = tokens * (FP32 * dim + STATISTICS) + c * tokens * (dim + 3 * out)
             total += c * queries * out + FP32 * queries * block.attn.heads
             total += queries * (FP32 * out + STATISTICS) + c * queries * (out + 2 * hidden)
             if dim != out:  # the skip path's projection; it casts the normed input a second time
                 total += c * tokens * dim * (c < FP32)
             if block.cells > 1:  # the maximum keeps what it chose from, and its choice: of the queries and the skip
                 total += c * (tokens + 2 * queries) * out
+            blocks.append(total)
     steps = clips * math.prod(encoder.layouts[-1].grid)  # one place a time step in the paper's encoder
-    return total + steps * (FP32 * encoder.dim + STATISTICS)
+    return Part(tuple(blocks), tuple(inputs), rest + steps * (FP32 * encoder.dim + STATISTICS))
 
 
 def activations(encoder: VideoEncoder, decoder: MusicDecoder, profile: Profile, clips: int, c: int) -> Activations:
@@ -100,8 +124,5 @@ def activations(encoder: VideoEncoder, decoder: MusicDecoder, profile: Profile, 
     count = len(decoder.blocks) if trained else 0
     return Activations(
         encoder=encoder_bytes(encoder, clips, c),
-        blocks=count * block,
-        block=block,
-        block_input=FP32 * positions * dim,
-        heads=heads,
+        decoder=Part((block,) * count, (FP32 * positions * dim,) * count, heads),
     )

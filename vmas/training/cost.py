@@ -127,15 +127,18 @@ def _encoder_products(encoder: VideoEncoder, clips: int) -> Iterator[Product]:
     weights = iter([m.weight for m in encoder.modules() if isinstance(m, (nn.Conv3d, nn.Linear))])
     order = {id(p): i for i, p in enumerate(encoder.parameters())}
     trained = [i for i, p in enumerate(encoder.parameters()) if p.requires_grad]
-    here = 0
+    blocks = [[id(p) for p in block.parameters()] for block in encoder.blocks]
+    ends = {p: max(order[q] for q in block) for block in blocks for p in block}  # of the block of a parameter
+    here, again = 0, False
     for gemm in encoder_cost.gemms(encoder, clips):
         if gemm.kind == "attention":
-            yield Product("encoder", gemm, 2 * any(i <= here for i in trained))
+            yield Product("encoder", gemm, 2 * any(i <= here for i in trained), again)
             continue
         weight = next(weights)
         here = order[id(weight)]  # the parameters stand in the order in which the video passes them
         into = gemm.kind != "conv" and any(i < here for i in trained)
-        yield Product("encoder", gemm, weight.requires_grad + into)
+        again = any(i <= ends.get(id(weight), -1) for i in trained)  # checkpointing recomputes blocks, nothing else
+        yield Product("encoder", gemm, weight.requires_grad + into, again)
 
 
 def _decoder_products(model: Skeleton, profile: Profile, clips: int) -> Iterator[Product]:
@@ -396,8 +399,7 @@ def _time(days: float) -> str:
 
 
 def _memory_lines(p: Plan) -> Iterator[str]:
-    m, gpu = p.memory, p.gpu
-    recomputed = ", blocks recomputed" if p.checkpointing else ""
+    m, gpu, on = p.memory, p.gpu, p.checkpointing
     rows = [
         ("weights, fp32", m.weights),
         ("gradients, fp32", m.gradients),
@@ -405,12 +407,13 @@ def _memory_lines(p: Plan) -> Iterator[str]:
         ("optimizer states, fp32", m.optimizer),
         ("moving average, fp32", m.ema),
         ("gathered blocks" if p.sharding == "fsdp" else "weights, bf16", m.compute),
-        ("activations of the encoder", p.activations.encoder),
-        (f"activations of the decoder{recomputed}", m.activations - p.activations.encoder),
+        ("activations, all blocks recomputed", m.activations * on),
+        ("activations of the encoder", p.activations.encoder.stored(False) * (not on)),
+        ("activations of the decoder", p.activations.decoder.stored(False) * (not on)),
     ]
     yield from (f"  {name:46} {_number(size, 'B'):>8}" for name, size in rows if size)
-    for memory, on in ((m, p.checkpointing), (p.memory_other, not p.checkpointing)):
-        name = f"together, activation checkpointing {'on' if on else 'off'}"
+    for memory, which in ((m, on), (p.memory_other, not on)):
+        name = f"together, activation checkpointing {'on' if which else 'off'}"
         verdict = "fits" if memory.fits(gpu) else "DOES NOT FIT"
         yield f"  {name:46} {_number(memory.total, 'B'):>8}   {verdict} {gpu.name} with a tenth kept free"
 

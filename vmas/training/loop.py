@@ -207,7 +207,7 @@ class Run:
                 f" {math.prod(saved['batch'].values())} clips a step)",
                 "remove the folder, name another, or give processes x batch_size x grad_accum the same product",
             )
-        sharded.scatter(self.model, self.optimizer, self.ema, saved)
+        sharded.scatter(self.model, self.optimizer, self.ema, saved, self.folder)
         self.schedule.load_state_dict({**saved["schedule"], "lr_lambdas": [None]})
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.curve, self.best = saved["curve"], saved["best"]
@@ -310,13 +310,16 @@ class Run:
         from vmas.training.samples import log_samples
 
         make = getattr(self.task, "sample", None)
-        if make is None or self.accelerator.distributed_type.value == "FSDP":
-            return  # a sharded module generates nothing outside its forward pass
-        if self.accelerator.is_main_process:
-            with self.ema.applied():
+        if make is None:
+            return
+        main = self.accelerator.is_main_process
+        if main or sharded.is_sharded(self.task):  # then every process has to generate, the same
+            with self.ema.applied(), sharded.gathered(self.task, self.accelerator):
                 self.task.eval()
                 batch = _to_device(val.first(SAMPLES), self.accelerator.device)
-                log_samples(self.accelerator, self.stage.name, make(batch, seed=self.seed), self.step)
+                music = make(batch, seed=self.seed)
+            if main:
+                log_samples(self.accelerator, self.stage.name, music, self.step)
         self.accelerator.wait_for_everyone()
 
     def asked_to_stop(self, signals: Signals) -> int | None:

@@ -31,20 +31,21 @@ def build_optimizer(parameters, cfg: TrainConfig, lr: float, sharded: bool = Fal
     """`adamw`, or `dadapt_adam`: D-Adaptation with decoupled decay, whose lr is a multiplier (1).
 
     `sharded`: the parameters will be split over processes, and D-Adaptation must sum its estimate over them.
-    Raises ConfigError for an unknown optimizer, and for D-Adaptation on shards without a GPU.
+    Raises ConfigError for an unknown optimizer, and for D-Adaptation with unequal learning rates.
     """
+    parameters = list(parameters)
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
     if cfg.optimizer == "dadapt_adam":
         from dadaptation import DAdaptAdam
 
-        if sharded and not torch.cuda.is_available():
-            # its sum over processes is written for GPUs, and without it every process estimates its own step size
-            raise ConfigError("train.optimizer: dadapt_adam cannot run sharded on CPUs; take adamw, or DDP")
+        from vmas.training.dadapt import ShardedDAdaptAdam
+
         if any(isinstance(g, dict) and g.get("lr", lr) != lr for g in parameters):
             raise ConfigError("train.encoder_lr_scale must be 1 with dadapt_adam: it estimates one step size for all")
-        options = {"lr": lr, "betas": cfg.betas, "weight_decay": cfg.weight_decay}
-        return DAdaptAdam(parameters, **options, decouple=True, fsdp_in_use=sharded)
+        if sharded:
+            return ShardedDAdaptAdam(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+        return DAdaptAdam(parameters, lr=lr, betas=cfg.betas, weight_decay=cfg.weight_decay, decouple=True)
     raise ConfigError(f"unknown optimizer {cfg.optimizer!r}: choose adamw or dadapt_adam")
 
 
@@ -55,9 +56,28 @@ def build_schedule(optimizer, warmup_steps: int, total: int):
     return get_cosine_schedule_with_warmup(optimizer, warmup_steps, total)
 
 
+def reshard(module: nn.Module) -> None:
+    """Let FSDP's modules forget the whole parameters that they gathered, so that the next pass gathers them again.
+
+    Accelerate keeps the root's own gathered from a forward pass to its backward pass. After a pass without gradients
+    there is none: what the shards get from then on would go unseen until the backward pass of the next step.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for m in module.modules():
+        if isinstance(m, FSDPModule):
+            m.reshard()
+
+
+def own(x: Tensor) -> Tensor:
+    """What this process holds of `x`, without history and sharing its memory."""
+    x = x.detach()
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
 def _own(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of each tensor, sharing its memory: DTensor knows no _foreach_ operations."""
-    return [t.to_local() if hasattr(t, "to_local") else t for t in (t.detach() for t in tensors)]
+    """`own` of each tensor: DTensor knows no _foreach_ operations."""
+    return [own(t) for t in tensors]
 
 
 class EMA:
@@ -68,7 +88,7 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
+        self.decay, self._module = decay, module
         self._live = [p for p in module.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self._live]
 
@@ -84,11 +104,13 @@ class EMA:
         try:
             yield
         finally:
+            reshard(self._module)  # what validation gathered is the average
             with torch.no_grad():
                 torch._foreach_copy_(_own(self._live), own)
 
     @torch.no_grad()
     def copy_to_module(self) -> None:
+        reshard(self._module)
         torch._foreach_copy_(_own(self._live), _own(self.average))
 
     def state_dict(self) -> list[Tensor]:

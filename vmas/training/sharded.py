@@ -1,11 +1,14 @@
 """The state of a model, its optimizer and its average as plain tensors, also where FSDP keeps them in shards."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from vmas.training.optim import EMA
+from vmas.errors import CheckpointError
+from vmas.training.optim import EMA, reshard
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -24,6 +27,27 @@ def _plain(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module, accelerator) -> Iterator[None]:
+    """Whole parameters on every process inside the block, for use outside the model's forward pass.
+
+    Collective where they are sharded: every process must do the same inside, in the precision of the forward pass.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for m in model.modules():
+        if isinstance(m, FSDPModule):
+            m.unshard()
+    try:
+        with accelerator.autocast():
+            yield
+    finally:
+        reshard(model)
 
 
 def gather(model: nn.Module, optimizer, ema: EMA) -> tuple[dict, dict, list[Tensor]]:
@@ -48,8 +72,17 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     )
 
 
-def scatter(model: nn.Module, optimizer, ema: EMA, saved: dict) -> None:
-    """Put a gathered state back, split again where the parameters are sharded."""
+def scatter(model: nn.Module, optimizer, ema: EMA, saved: dict, folder) -> None:
+    """Put a gathered state back, split again where the parameters are sharded.
+
+    Raises CheckpointError, naming `folder`, when the state is of a run that trains other parameters.
+    """
+    if len(saved["ema"]) != len(ema.average):
+        raise CheckpointError(
+            folder,
+            f"its run trains {len(saved['ema'])} tensors, this one {len(ema.average)}",
+            "finish it with the version of vmas that began it, or remove the folder to start afresh",
+        )
     if not is_sharded(model):
         _plain(model).load_state_dict(saved["model"])
         optimizer.optimizer.load_state_dict(saved["optimizer"])

@@ -157,7 +157,7 @@ class VMAsTask(nn.Module):
         cfg = model.profile.train
         self.cfg_dropout = cfg.cfg_dropout
         self.lengths = model.profile.piece_tokens
-        model.decoder.gradient_checkpointing = cfg.activation_checkpointing
+        model.encoder.gradient_checkpointing = model.decoder.gradient_checkpointing = cfg.activation_checkpointing
         freeze(model, cfg.freeze)
 
     def forward(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
