@@ -17,7 +17,7 @@ from vmas.cli import main
 from vmas.codec import build_codec
 from vmas.errors import UsageError
 from vmas.model import VMAs
-from vmas.training import cost
+from vmas.training import cost, cost_report
 from vmas.training.activations import activations
 from vmas.training.tasks import VMAsTask
 
@@ -210,6 +210,26 @@ def test_time_scales_as_it_must(paper):
     assert cost.plan(twice, 1, "a100", "ddp").flops_per_step == 2 * one.flops_per_step
 
 
+def test_bytes_moved_in_closed_form(paper):
+    """N GPUs: DDP sends 2(N-1)/N of the fp32 gradients; FSDP gathers bf16 weights twice and scatters bf16 gradients."""
+    n = cost.count_parameters(cost.Skeleton(paper))
+    ddp, fsdp = (cost.plan(paper, 32, "a100", s).traffic for s in ("ddp", "fsdp"))
+    assert ddp.network == pytest.approx(2 * 31 / 32 * 4 * n.trained, rel=1e-6)
+    assert fsdp.network == pytest.approx(31 / 32 * 2 * (2 * n.total + n.trained), rel=1e-6)
+    assert cost.plan(paper, 1, "a100", "ddp").traffic.network == 0
+    states = cost.OPTIMIZER_STATES[paper.train.optimizer]
+    each = 4 * (3 + 2 * states + 3 / paper.train.ema_every)  # bytes a parameter
+    assert ddp.optimizer == pytest.approx(each * n.trained, rel=1e-6)
+    assert fsdp.optimizer == pytest.approx(each * n.trained / 32, rel=1e-6)
+    assert ddp.input == fsdp.input == 8 * (96 * 224 * 224 * 3 + 500 * (4 * 8 + 4))
+
+
+def test_without_eq_2_its_projection_is_not_trained(paper):
+    off = dataclasses.replace(paper, align=dataclasses.replace(paper.align, contrastive=False))
+    group = {g.name: g for g in cost.count_parameters(cost.Skeleton(off)).groups}["video_to_music"]
+    assert group.trained == 0 < group.frozen
+
+
 def test_budget_of_the_paper(paper):
     p = cost.plan(paper, 32, "a100", "ddp")
     b = cost.budget(p)
@@ -231,7 +251,7 @@ def test_budget_of_the_paper(paper):
 )
 def test_wrong_options_are_usage_errors(wrong, word):
     with pytest.raises(UsageError, match=word):
-        cost.dry_run(config.load("smoke"), **wrong)
+        cost_report.dry_run(config.load("smoke"), **wrong)
 
 
 def test_command_line(capsys):
@@ -241,10 +261,14 @@ def test_command_line(capsys):
     assert "1,889.6M, trained 1,838.8M" in out
     assert "8 H200 141 GB (FSDP)" in out
     assert "fits H200" in out
+    assert "with DDP instead" in out
+    assert "sent over the network" in out
     assert "2.2M clips" in out
     assert max(len(line) for line in out.splitlines()) <= 120
     assert main(["train", "--profile", "mini", "--dry-run", "--gpus", "1"]) == 0
     assert "The paper:" not in capsys.readouterr().out
+    assert main(["train", "--profile", "mini", "--dry-run", "--gpus", "1", "--mfu", "0.3"]) == 0
+    assert "at 30% of the peak" in capsys.readouterr().out
     assert main(["train", "--dry-run", "--gpu", "v100"]) == 2
     assert "unknown GPU 'v100'" in capsys.readouterr().err
 

@@ -200,13 +200,14 @@ def train(
     gpus: Annotated[int, typer.Option(help="--dry-run: number of GPUs.")] = 32,
     gpu: Annotated[str, typer.Option(help="--dry-run: a100, h100 or h200.")] = "a100",
     sharding: Annotated[str, typer.Option(help="--dry-run: ddp or fsdp (full shard).")] = "ddp",
+    mfu: Annotated[float, typer.Option(help="--dry-run: share of the GPU's peak to assume.")] = 0.45,
     quiet: Quiet = False,
 ) -> None:
     """Train VMAs (motion, music, then L = βL_c + L_g) with what it needs before; also under accelerate launch."""
     if dry_run:
-        from vmas.training import cost
+        from vmas.training import cost_report
 
-        typer.echo(cost.dry_run(_profile(profile, settings), gpus, gpu, sharding))
+        typer.echo(cost_report.dry_run(_profile(profile, settings), gpus, gpu, sharding, mfu))
         return
     from vmas import pipeline
 

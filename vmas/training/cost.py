@@ -14,7 +14,7 @@ allocator slack, short-lived buffers and the frozen codec come on top, for which
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -43,6 +43,7 @@ PAPER_GPUS, PAPER_DAYS, PAPER_CLIPS = 32, 4.0, 2_200_000
 class Gpu:
     """Peak dense bf16 FLOP/s (without sparsity) and memory in bytes of one GPU."""
 
+    key: str
     name: str
     flops: float
     memory: float
@@ -51,9 +52,12 @@ class Gpu:
 # FLOP/s: NVIDIA's data sheets of the A100 (312 TFLOPS bf16), H100 SXM and H200 SXM (1,979 TFLOPS with sparsity, which
 # is twice the dense number). Memory: what nvidia-smi reports, more than the name says; of the H200 what a process gets.
 GPUS = {
-    "a100": Gpu("A100 80 GB", 312e12, 81_920 * 2**20),
-    "h100": Gpu("H100 SXM 80 GB", 989e12, 81_559 * 2**20),
-    "h200": Gpu("H200 141 GB", 989e12, 139 * 2**30),
+    g.key: g
+    for g in (
+        Gpu("a100", "A100 80 GB", 312e12, 81_920 * 2**20),
+        Gpu("h100", "H100 SXM 80 GB", 989e12, 81_559 * 2**20),
+        Gpu("h200", "H200 141 GB", 989e12, 139 * 2**30),
+    )
 }
 
 
@@ -68,6 +72,7 @@ class Skeleton(nn.Module):
             self.encoder: VideoEncoder = build_encoder(profile)
             self.decoder: MusicDecoder = build_decoder(profile)
             self.video_to_music = nn.Linear(profile.encoder.out_dim, profile.codec.dim)
+        self.video_to_music.requires_grad_(profile.align.contrastive)
         freeze(self, profile.train.freeze)
 
 
@@ -285,6 +290,39 @@ def count_memory(
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """Bytes that one GPU moves for one update: over the network, between its memory and its units, and as input.
+
+    What the matrix products read and write is left out: it depends on the kernels.
+    """
+
+    network: int  # sent; as much is received
+    optimizer: int  # read and written by the optimizer and, where it is due, the moving average
+    input: int  # clips that come from the host
+
+
+def count_traffic(model: Skeleton, profile: Profile, gpus: int, sharding: str) -> Traffic:
+    """Bytes of one update on each of `gpus` GPUs.
+
+    DDP: a ring all-reduce of the fp32 gradients sends 2(N-1)/N of them. FSDP with full shard: the parameters are
+    gathered once for the forward and once for the backward pass and the gradients scattered, (N-1)/N of them each, in
+    the compute precision. AdamW reads the gradient and reads and writes the weight and its states.
+    """
+    n, t, low = count_parameters(model), profile.train, BYTES[profile.train.precision]
+    if sharding == "fsdp":
+        sent = low * (2 * t.grad_accum * n.total + n.trained) * (gpus - 1) // gpus
+    else:
+        sent = 2 * FP32 * n.trained * (gpus - 1) // gpus
+    mine = -(-n.trained // (gpus if sharding == "fsdp" else 1))
+    touched = 3 + 2 * OPTIMIZER_STATES[t.optimizer]
+    average = 3 / t.ema_every  # reads both, writes one
+    c = profile.clip
+    frames = c.num_frames * c.img_size**2 * 3
+    clip = frames + profile.num_tokens * (8 * profile.codec.n_q + FP32)  # int64 tokens and P_av
+    return Traffic(sent, round(FP32 * mine * (touched + average)), t.batch_size * t.grad_accum * clip)
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run of a profile on `gpus` GPUs. One step is one update of the weights."""
 
@@ -302,6 +340,7 @@ class Plan:
     activations: Activations
     memory: Memory
     memory_other: Memory  # with activation checkpointing the other way
+    traffic: Traffic
 
     @property
     def clips_per_step(self) -> int:
@@ -354,6 +393,7 @@ def plan(profile: Profile, gpus: int, gpu: str, sharding: str, mfu: float = MFU)
         activations=kept,
         memory=count_memory(model, profile, kept, gpus, sharding, on),
         memory_other=count_memory(model, profile, kept, gpus, sharding, not on),
+        traffic=count_traffic(model, profile, gpus, sharding),
     )
 
 
@@ -382,91 +422,3 @@ def budget(p: Plan, days: float = PAPER_DAYS, clips: int = PAPER_CLIPS) -> Budge
         epochs=steps * p.clips_per_step / clips,
         mfu_of_plan=utilisation(p, seconds / p.steps),
     )
-
-
-def _number(x: float, unit: str) -> str:
-    """Three digits and a decimal prefix: 1.43 PFLOP."""
-    powers = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-    size, prefix = next((p for p in powers if x >= p[0]), (1.0, ""))
-    return f"{x / size:.3g} {prefix}{unit}"
-
-
-def _time(days: float) -> str:
-    for limit, size, unit in ((2.0, 1.0, "days"), (1 / 12, 1 / 24, "hours"), (1 / 720, 1 / 1440, "minutes")):
-        if days >= limit:
-            return f"{days / size:.1f} {unit}"
-    return f"{days * DAY:.2g} seconds"
-
-
-def _memory_lines(p: Plan) -> Iterator[str]:
-    m, gpu, on = p.memory, p.gpu, p.checkpointing
-    rows = [
-        ("weights, fp32", m.weights),
-        ("gradients, fp32", m.gradients),
-        ("DDP's buckets of gradients", m.buckets),
-        ("optimizer states, fp32", m.optimizer),
-        ("moving average, fp32", m.ema),
-        ("gathered blocks" if p.sharding == "fsdp" else "weights, bf16", m.compute),
-        ("activations, all blocks recomputed", m.activations * on),
-        ("activations of the encoder", p.activations.encoder.stored(False) * (not on)),
-        ("activations of the decoder", p.activations.decoder.stored(False) * (not on)),
-    ]
-    yield from (f"  {name:46} {_number(size, 'B'):>8}" for name, size in rows if size)
-    for memory, which in ((m, on), (p.memory_other, not on)):
-        name = f"together, activation checkpointing {'on' if which else 'off'}"
-        verdict = "fits" if memory.fits(gpu) else "DOES NOT FIT"
-        yield f"  {name:46} {_number(memory.total, 'B'):>8}   {verdict} {gpu.name} with a tenth kept free"
-
-
-def _paper_lines(p: Plan, frozen: str) -> Iterator[str]:
-    yield f"The paper: {PAPER_GPUS} GPUs for about {PAPER_DAYS:g} days, batch 8 on each (appendix B). At this MFU:"
-    for gpu in GPUS.values():
-        b = budget(replace(p, gpu=gpu, gpus=PAPER_GPUS))
-        work = f"{_number(b.flops, 'FLOP')}, {b.steps / 1e6:.2f}M steps, {b.epochs:.0f} epochs of 2.2M clips"
-        yield f"  {gpu.name:16} {work}; {p.steps:,} steps would be {b.mfu_of_plan:.1%} of the peak"
-    yield "  An epoch is one 10 s clip of each of 2.2M videos; together these last 47,000 hours (section 3)."
-    yield f"  The paper leaves open: the number of steps and the cosine's length (here {p.steps:,}), what is frozen"
-    yield f"  (here {frozen}), the GPU, precision, accumulation, gradient clipping and weight decay."
-
-
-def dry_run(
-    profile: Profile, gpus: int = PAPER_GPUS, gpu: str = "a100", sharding: str = "ddp", mfu: float = MFU
-) -> str:
-    """A readable plan of the last training stage: parameters, operations, memory of each GPU, days.
-
-    `gpu` is a key of `GPUS`, `sharding` "ddp" or "fsdp", `mfu` the assumed share of the GPU's peak. Prefixes are
-    decimal (1 GB = 10⁹ bytes). Raises UsageError for options out of range.
-    """
-    p = plan(profile, gpus, gpu, sharding, mfu)
-    f, n, t = p.flops, p.parameters, profile.train
-    clips = profile.corpus.train or PAPER_CLIPS
-    again = f"; checkpointing computes {_number(f.recomputed * p.passes, 'FLOP')} again, not counted" * bool(
-        f.recomputed
-    )
-    lines = [
-        f"Profile {p.profile}: {p.steps:,} steps of {p.clips_per_step:,} clips = {t.batch_size} a GPU x {p.passes}"
-        f" accumulated x {p.gpus} {p.gpu.name} ({p.sharding.upper()}),",
-        f"{p.tokens * p.clips_per_step:,} music tokens a step, {p.steps * p.clips_per_step / clips:.1f} epochs of"
-        f" {clips:,} clips, {t.optimizer}, {t.precision}. Nothing is loaded or trained here.",
-        "",
-        f"Parameters: {n.total / 1e6:,.1f}M, trained {n.trained / 1e6:,.1f}M",
-        *(
-            f"  {g.name:46} {(g.trained + g.frozen) / 1e6:>7,.1f}M{'   frozen' * (g.frozen > 0 == g.trained)}"
-            for g in n.groups
-        ),
-        "",
-        f"One step: {_number(p.flops_per_step, 'FLOP')}, on each GPU {_number(f.model * p.passes, 'FLOP')}"
-        " (2 FLOPs a MAC; causal attention in full)",
-        f"  forward {_number(f.forward * p.passes, 'FLOP')}, backward {_number(f.backward * p.passes, 'FLOP')}{again}",
-        f"  the encoder's part {f.encoder / f.model:.1%}, attention's {f.attention / f.model:.1%}",
-        "",
-        "Memory of each GPU:",
-        *_memory_lines(p),
-        "",
-        f"Time: {p.step_seconds:.3g} s a step, {_time(p.days)} in all, at {p.mfu:.0%} of the peak of"
-        f" {_number(p.gpu.flops, 'FLOP/s')}",
-        "  (MFU = model FLOPs over seconds x GPUs x dense bf16 peak; assumed, and only if the data keeps up)",
-    ]
-    if profile.name == "paper":
-        lines += ["", *_paper_lines(p, ", ".join(t.freeze) or "nothing")]
-    return "\n".join(lines)
