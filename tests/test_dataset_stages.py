@@ -11,10 +11,10 @@ import torch
 from dataset_files import FPS, PROFILE, RATE, music, pictures, video
 
 from vmas import config, media
-from vmas.corpus import render_clip, sample_spec
+from vmas.corpus import sample_spec
 from vmas.corpus.scene import render_frames
 from vmas.corpus.sound import render_audio
-from vmas.dataset import dedupe, frames, genre, stages, vocals
+from vmas.dataset import dedupe, fingerprints, frames, genre, stages, vocals
 from vmas.dataset.manifest import Video, read_manifest
 from vmas.errors import DataError, MediaError, UsageError, WeightsUnavailable
 from vmas.metrics.similarity import THRESHOLD, frame_similarity
@@ -259,45 +259,32 @@ def test_versions_and_options_are_in_the_keys(monkeypatch):
     assert stages.screen_key(o, {"similarity": "clip"}) != screen
     assert stages.screen_key(dataclasses.replace(o, shard_size=9), {}) == screen
     assert stages.make_key(dataclasses.replace(o, shard_size=9), {}) != make
+    held = dataclasses.replace(o, val=1)
+    held_screen, held_make = stages.screen_key(held, {}), stages.make_key(held, {})
+    monkeypatch.setattr(stages, "SPLITS_VERSION", 99)
+    assert (stages.screen_key(o, {}), stages.make_key(o, {})) == (screen, make)
+    assert stages.screen_key(held, {}) != held_screen
+    assert stages.make_key(held, {}) != held_make
     monkeypatch.setitem(stages.VERSIONS, "beats", 99)
     assert stages.screen_key(o, {}) == screen
     assert stages.make_key(o, {}) != make
 
 
-def test_fingerprints_survive_noise_and_tell_others_apart():
-    def prints(i, noise):
-        _, images, audio = render_clip(f"test-{i:05d}", dataclasses.replace(CORPUS, fps=2.0), 5.0, RATE)
-        noisy = np.clip(images.astype(int) + np.random.default_rng(0).normal(0, noise, images.shape), 0, 255)
-        sound = audio + np.random.default_rng(1).normal(0, 1e-4 * noise, audio.shape).astype(np.float32)
-        return dedupe.picture_hashes(noisy.astype(np.uint8)), dedupe.sound_hash(sound, RATE)
-
-    clean, noisy = [prints(i, 0) for i in range(6)], [prints(i, 6) for i in range(6)]
-    for i in range(6):
-        for j in range(6):
-            assert dedupe.same_picture(clean[i][0], noisy[j][0]) == (i == j), (i, j)
-            assert dedupe.same_sound(clean[i][1], noisy[j][1]) == (i == j), (i, j)
-
-
-def known(name, video="", track="", pictures=(), sound=0, quality=0.0):
-    return dedupe.Known(name, video or name, track, pictures or (0,) * 8, sound, quality)
-
-
-def test_pictures_without_structure_and_silence_match_nothing():
-    black = np.zeros((8, 64, 64, 3), np.uint8)
-    assert dedupe.picture_hashes(black) == [0] * 8
-    assert not dedupe.same_picture([0] * 8, [0] * 8)
-    assert dedupe.sound_hash(np.zeros(RATE, np.float32), RATE) == 0
-    assert not dedupe.same_sound(0, 0)
+def known(name, video="", track="", prints=None, quality=0.0):
+    return dedupe.Known(name, video or name, track, prints or fingerprints.Prints(), quality)
 
 
 def test_groups_are_transitive_and_duplicates_need_picture_and_sound():
-    p, q = np.random.default_rng(0).integers(1, 1 << 62, (2, 8)).tolist()
+    rng = np.random.default_rng(0)
+    words, times = rng.integers(1, 2**32, (2, 80), np.uint32), 250 * np.arange(20, dtype=np.uint32)
+    hashes = rng.integers(1, 2**63, 20, np.uint64)
+    none = fingerprints.Prints()
     rows = [
-        known("a", pictures=tuple(p), sound=0xABCDEF0123456789),
-        known("b", track="x y", sound=0xABCDEF0123456788),
+        known("a", prints=fingerprints.Prints(times, hashes, words[0])),
+        known("b", track="x y", prints=dataclasses.replace(none, words=words[0][16:])),
         known("c", track="x y"),
-        known("d", pictures=tuple(p), sound=0xABCDEF0123456789),
-        known("e", pictures=tuple(q), sound=5),
+        known("d", prints=fingerprints.Prints(times[8:], hashes[8:], words[0][32:])),
+        known("e", prints=dataclasses.replace(none, words=words[1])),
     ]
     duplicates, group = dedupe.compare(rows)
     assert duplicates == {3: 0}
