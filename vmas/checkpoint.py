@@ -105,17 +105,23 @@ def read_manifest(folder, kind: str | None = None) -> dict[str, Any]:
     return manifest
 
 
+def verify(folder, kind: str | None = None) -> str:
+    """sha256 of the weights, checked against the manifest; nothing is loaded. Raises CheckpointError."""
+    weights, sha256 = Path(folder) / WEIGHTS, read_manifest(folder, kind)["sha256"]
+    if file_sha256(weights) != sha256:
+        raise CheckpointError(
+            weights, "the weights differ from the manifest's sha256", "restore the file or train again"
+        )
+    return sha256
+
+
 def load(folder, kind: str | None = None) -> tuple[dict, dict]:
     """(state in float32, manifest) after checking the sha256. Raises CheckpointError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    manifest = read_manifest(folder, kind)
-    weights = Path(folder) / WEIGHTS
-    if file_sha256(weights) != manifest["sha256"]:
-        raise CheckpointError(
-            weights, "the weights differ from the manifest's sha256", "restore the file or train again"
-        )
+    verify(folder, kind)
+    manifest, weights = read_manifest(folder, kind), Path(folder) / WEIGHTS
     try:
         state = load_file(str(weights))
     except SafetensorError as e:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from vmas.dataset.fingerprints import PICTURES_S, picture_hash
-from vmas.errors import DataError, MediaError, UsageError, WeightsUnavailable, nearest
+from vmas.errors import DataError, MediaError, UsageError, nearest
 
 if TYPE_CHECKING:
     import av
@@ -26,6 +26,7 @@ LONG_S = 60.0  # from here on only keyframes are decoded
 FEWEST = 8  # keyframes at different times, below which a long video is decoded at the asked times
 SIZE = 64  # side of the pictures that the cheap embedding sees
 CLIP_SIZE = 224
+CLIP, OFFLINE = "clip_vit_b32", "offline use --frames cheap"
 
 
 class FrameEmbedder(Protocol):
@@ -97,8 +98,8 @@ def _unit(x: np.ndarray) -> np.ndarray:
 class ClipEmbedder:
     """CLIP image embeddings, float32 [T,D] (Radford et al. 2021), by transformers' CLIPVisionModelWithProjection.
 
-    The weights come from the folder `clip` in `VMAS_WEIGHTS` (a local copy of openai/clip-vit-base-patch32, MIT); a
-    model may be injected together with a `key`. Raises WeightsUnavailable without a copy.
+    The weights are a local copy of openai/clip-vit-base-patch32 (MIT), `vmas.weights`; a model may be injected together
+    with a `key`. Raises WeightsUnavailable without a copy.
     """
 
     size = CLIP_SIZE
@@ -110,18 +111,21 @@ class ClipEmbedder:
         if model is not None and not key:
             raise UsageError("an injected CLIP model needs a key, since its embeddings are kept under it")
         self.model = (self._load() if model is None else model).eval().to(device)
-        self.key, self.device, self.batch_size = key or "clip-vit-base-patch32-1", device, batch_size
+        self.key, self.device, self.batch_size = key or self.stored_key(), device, batch_size
+
+    @staticmethod
+    def stored_key() -> str:
+        """The key of the local copy, from its files alone. Raises WeightsUnavailable, CheckpointError."""
+        from vmas import weights
+
+        weights.locate(CLIP, OFFLINE)
+        return f"clip-vit-base-patch32-{weights.verify(CLIP)[:16]}"
 
     @staticmethod
     def _load() -> "torch.nn.Module":
         from vmas import weights
 
-        folder = weights.folder() / "clip"
-        if not (folder / "config.json").is_file():
-            raise WeightsUnavailable(
-                f"CLIP is not in {folder}: put a copy of openai/clip-vit-base-patch32 (MIT) there, or name the folder"
-                " above it in VMAS_WEIGHTS; offline use --frames cheap"
-            )
+        folder = weights.locate(CLIP, OFFLINE)
         from transformers import CLIPVisionModelWithProjection
 
         return CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
@@ -147,6 +151,13 @@ def build_embedder(name: str, device: str = "cpu") -> FrameEmbedder:
     if name not in EMBEDDERS:
         raise UsageError(f"unknown frame embedder {name!r}: {nearest(name, EMBEDDERS)}")
     return ClipEmbedder(device=device) if name == "clip" else CheapEmbedder()
+
+
+def embedder_key(name: str) -> str:
+    """What `build_embedder(name).key` is, without loading a model. Raises as it does."""
+    if name not in EMBEDDERS:
+        raise UsageError(f"unknown frame embedder {name!r}: {nearest(name, EMBEDDERS)}")
+    return ClipEmbedder.stored_key() if name == "clip" else CheapEmbedder.key
 
 
 def sample_times(seconds: float, fps: float = FPS, most: int = MOST) -> np.ndarray:

@@ -28,12 +28,12 @@ import numpy as np
 from vmas import paths
 from vmas.config import Profile, sha256
 from vmas.dataset.fingerprints import SOUND_RATE, SOUND_S, Prints, sound_words
-from vmas.dataset.frames import EMBEDDERS, SIZE, FrameEmbedder, build_embedder, watch
-from vmas.dataset.genre import GenreTagger, build_tagger
+from vmas.dataset.frames import EMBEDDERS, SIZE, FrameEmbedder, build_embedder, embedder_key, watch
+from vmas.dataset.genre import GenreTagger, build_tagger, tagger_key
 from vmas.dataset.manifest import Video
 from vmas.dataset.shards import JSON, KEY
 from vmas.dataset.splits import QUALITIES, correspondence
-from vmas.dataset.vocals import Separator, build_separator
+from vmas.dataset.vocals import Separator, build_separator, separator_key
 from vmas.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -170,12 +170,16 @@ class Tools:
         return Path(o.checkpoints) if o.checkpoints else paths.checkpoints(o.profile.name)
 
     def keys(self) -> dict[str, str]:
-        """Stage → what identifies its model. Raises WeightsUnavailable or CheckpointError when one is not there."""
+        """Stage → what identifies its model, from the files alone: nothing is loaded, no GPU is touched. Raises
+        WeightsUnavailable or CheckpointError when one is not there."""
+        from vmas.codec import stored_sha256
+
+        o = self.options
         of: dict[str, Callable[[], str]] = {
-            "similarity": lambda: self.embedder.key,
-            "vocals": lambda: self.separator.key,
-            "genre": lambda: self.tagger.key,
-            "tokens": lambda: self.codec.sha256,
+            "similarity": lambda: embedder_key(o.frames),
+            "vocals": lambda: separator_key(o.vocals),
+            "genre": lambda: tagger_key(o.genre, self._checkpoints / "tagger"),
+            "tokens": lambda: stored_sha256(o.profile.codec, self._checkpoints / "codec"),
         }
         return {stage: key() for stage, key in of.items() if self.options.runs(stage)}
 
