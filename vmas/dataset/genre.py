@@ -116,8 +116,8 @@ class ClapGenre:
 
 
 def windows(x: np.ndarray) -> list[np.ndarray]:
-    """float [N] at `CLAP_RATE` in parts of `CLAP_S`, the last one shorter; below `SHORTEST_S` it is left out where there
-    are others."""
+    """float [N] at `CLAP_RATE` in parts of `CLAP_S`, the last one shorter; below `SHORTEST_S` it is left out, where it
+    is not the only one."""
     size = round(CLAP_S * CLAP_RATE)
     parts = [x[i : i + size] for i in range(0, max(len(x), 1), size)]
     return parts[:-1] if len(parts) > 1 and len(parts[-1]) < SHORTEST_S * CLAP_RATE else parts

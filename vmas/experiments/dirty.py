@@ -28,7 +28,7 @@ BORROW_EVERY = 10  # one further file per so many clips: the picture of one with
 ALIGNED = ("same file", "compressed", "smaller, quieter", "cropped")  # how a duplicate differs, in turn
 SHIFTED = ("trimmed", "intro")  # and in time: without its start, the last picture held; after a silent title
 COPIES = (*ALIGNED, *SHIFTED)
-CRF, SMALLER_PX, QUIETER, CROP, SHIFT_S = 35, 96, 0.5, 0.06, 1.3
+CRF, SMALLER_PX, QUIETER, CROP, SHIFT = 35, 96, 0.5, 0.06, 0.26  # SHIFT: share of a clip
 FAULTS = ("static", "near_static", "vocal", "mismatched")
 MANIFEST, TRUTH = "videos.csv", "truth.parquet"
 ADDRESS = "https://example.org/"
@@ -85,7 +85,7 @@ def key(profile: Profile, recipe: Recipe = MARKED) -> str:
     """Hash of everything that the files depend on."""
     p = profile_of(profile, recipe)
     how = (recipe.copies, CRF, SMALLER_PX, QUIETER, CROP, BORROW_EVERY)
-    how += (SHIFT_S,) if set(recipe.copies) & {*SHIFTED} else ()
+    how += (SHIFT,) if set(recipe.copies) & {*SHIFTED} else ()
     return sha256(VERSION, corpus.data_sha256(p), getattr(p.corpus, SPLIT), how)
 
 
@@ -192,9 +192,14 @@ def _write(folder: Path, row, truth: "pd.DataFrame", p: Profile) -> None:
     media.write_clip(out, frames, p.corpus.fps, wav, p.clip.sample_rate, crf=crf)
 
 
+def shift_s(profile: Profile) -> float:
+    """Seconds by which a shifted copy begins earlier or later."""
+    return SHIFT * profile.clip.seconds
+
+
 def _shifted(how: str, frames: np.ndarray, wav: np.ndarray, p: Profile) -> tuple[np.ndarray, np.ndarray]:
-    """Frames [T,H,W,3] and sound [1,N] `SHIFT_S` earlier or later."""
-    n = round(SHIFT_S * p.corpus.fps)
+    """Frames [T,H,W,3] and sound [1,N] `shift_s` earlier or later."""
+    n = round(shift_s(p) * p.corpus.fps)
     silence = np.zeros((1, round(n / p.corpus.fps * p.clip.sample_rate)), wav.dtype)
     if how == "trimmed":
         frames = np.concatenate([frames[n:], np.repeat(frames[-1:], n, 0)])

@@ -75,6 +75,7 @@ def frame(record: Record, dataset: str, apart: bool = False) -> "pd.DataFrame":
         columns.setdefault(r.metric + ARROWS[r.direction], {})[r.system] = cell(r, chance=not apart)
         if apart and r.chance is not None:
             columns.setdefault(f"{r.metric}, chance", {})[r.system] = number(r.chance)
+    columns |= record.extra.get("columns", {}).get(dataset, {})  # what is no number, such as a licence
     index = pd.Index(dict.fromkeys(r.system for r in chosen), name="System")
     return pd.DataFrame(columns, index=index).fillna("—")
 
