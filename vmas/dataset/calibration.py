@@ -29,8 +29,8 @@ class Calibration:
 
 def calibrate(videos: Sequence, a: FrameEmbedder, b: FrameEmbedder, threshold: float = THRESHOLD) -> Calibration:
     """`b` against `a` on the files `videos` (paths). Raises DataError for fewer than two, MediaError."""
-    found = [[similarity(path, embed) for embed in (a, b)] for path in videos]
-    return compare(*np.array(found, float).reshape(-1, 2).T, threshold)
+    first, second = (np.array([similarity(path, embed) for path in videos]) for embed in (a, b))
+    return compare(first, second, threshold)
 
 
 def similarity(path, embed: FrameEmbedder) -> float:

@@ -272,7 +272,8 @@ def fingerprint(video: Video, state: State, tools: Tools) -> State:
         with tools.timed("duplicates"):
             part = min(SOUND_S, seconds)
             wav = media.read_audio(video.path, SOUND_RATE, start_s=video.start, duration_s=part)[0]
-            known |= Prints(*state["prints"], sound_words(wav)).pack()
+            times, hashes = state["prints"]
+            known |= Prints(times, hashes, sound_words(wav)).pack()
     if tools.options.scores_correspondence:
         with tools.timed("splits"):
             known["quality"] = round(_correspondence(video, seconds, tools.options.profile), 6)
