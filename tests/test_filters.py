@@ -231,6 +231,18 @@ def test_fingerprint_rows_say_what_was_found(ran):
     assert (recall.n, recall.value) == (shifted.sum(), 1)
 
 
+def test_every_stage_has_its_cost(ran):
+    from vmas.dataset import estimate, stages
+
+    costs = ran[0].extra["costs"]
+    assert set(costs["seconds"]) >= set(stages.VERSIONS)
+    for stage in ("duplicates", "tokens"):
+        hours = costs["video_hours"] if stage == "duplicates" else costs["clip_hours"]
+        assert costs["throughput"][stage] == pytest.approx(hours * 3600 / costs["seconds"][stage], rel=0.01)
+    steps = estimate.extrapolate(estimate.measured(costs))
+    assert steps["core-hours"].iloc[0] > 0
+
+
 def test_pairs_of_other_content_are_counted():
     words = np.random.default_rng(0).integers(1, 2**32, (3, 80), np.uint32)
     prints = [Prints(words=words[i]) for i in (0, 1, 2, 2)]

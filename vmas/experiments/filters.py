@@ -30,6 +30,7 @@ THRESHOLD = 0.7  # section 3
 FREE_DB = -20.0  # a soundtrack counts as free of vocals when what is left of the voice lies so far under the music
 HELD_OUT = {"smoke": 2, "mini": 10}  # videos for validation, and as many for testing
 VOICELESS = 40  # clips without a voice on which the harm of its removal is measured
+COSTED = 40  # clips on which the stages' costs are measured
 LEFT_OUT = ("tokens", "beats")  # stages of the builder that decide nothing
 KEPT = ""
 QUALITY = "correspondence"
@@ -146,6 +147,25 @@ def run(
         for table, file in zip(tables, kept, strict=True):
             shards.write_parquet(table, file)
     return Found(*(pd.read_parquet(f) for f in kept))
+
+
+def costs(made: dirty.Dirty, profile: Profile, checkpoints: str | None = None) -> dict[str, Any]:
+    """What every stage of the builder takes on the first `COSTED` clips, in one process: the `timings.json` of that
+    build, with `video_hours` that were screened and `throughput`, hours of video per core-hour of a stage."""
+    import json
+    import tempfile
+
+    from vmas.dataset.build import TIMINGS, build
+
+    first = set(made.truth[made.truth.kind == "clip"]["id"].head(COSTED))
+    videos = [v for v in made.videos if v.id in first]
+    with tempfile.TemporaryDirectory() as out:
+        build(videos, out, Options(profile, checkpoints=checkpoints), 1, progress=False)
+        timings = json.loads((Path(out) / TIMINGS).read_text(encoding="utf-8"))
+    hours = timings.setdefault("video_hours", len(videos) * profile.clip.seconds / 3600)
+    went = {k: hours if k in (*stages.SCREEN, "splits") else timings["clip_hours"] for k in timings["seconds"]}
+    rates = {k: 3600 * went[k] / s for k, s in timings["seconds"].items() if s}
+    return timings | {"throughput": {k: round(r, 3) for k, r in rates.items()}}
 
 
 def scores(videos: list[Video], o: Options, workers: int) -> dict[str, list]:

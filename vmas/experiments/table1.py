@@ -95,8 +95,11 @@ def compute(
     table += [*_reuploads(found, profile, boot), *_confused(found, profile)]
     table += [*_voices(found, profile, boot), *_demucs(profile, boot, say, checkpoints, workers)]
     table += _calibration(profile, say)
+    say("what every stage costs")
+    costs = filters.costs(dirty.make(profile, workers, False), profile, checkpoints)
     extra: dict[str, Any] = {
         "note": f"{profile.note} {WILSON}",
+        "costs": costs,
         "columns": {CORPORA: {"licence": dict.fromkeys((CLEAN, BEFORE, AFTER), dirty.LICENCE)}},
         "threshold": filters.THRESHOLD,
         "similarity": {
@@ -410,7 +413,7 @@ def _draw_corpora(ax, record: Record) -> None:
 
 def _draw_marks(ax, record: Record) -> None:
     wanted = [(s, MARKS, m) for s in (STATIC, DUPLICATES) for m in ("precision", "recall")]
-    wanted.append((REMOVED, VOICES, "free of vocals"))
+    wanted += [(SHIFTED, MARKS, "recall"), (REMOVED, VOICES, "free of vocals")]
     known = {(r.system, r.dataset, r.metric): r for r in record.rows if r.value is not None}
     for y, name in enumerate(wanted):
         r = known.get(name)
