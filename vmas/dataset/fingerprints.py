@@ -7,8 +7,8 @@ keyframes of a long one, with their times. A re-upload with an intro, or without
 words at other times; so two videos are laid over each other at every offset, and must agree over a good part.
 
 The two must have `OVERLAP` of the shorter one in common. A picture that is mirrored, or cropped by more than some
-percent, is another one, and so is music played faster or in another key. Of the dirty corpus's pairs of other content none of
-8050 is called equal by sound and 5 of 8038 by picture (table 1's record).
+percent, is another one, and so is music played faster or in another key. Of the dirty corpus's pairs of other content
+none of 8050 is called equal by sound and 5 of 8038 by picture (table 1's record).
 """
 
 import base64
