@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soxr
 import torch
-from dataset_files import FPS, PROFILE, RATE, music, pictures, video
+from dataset_files import FPS, PROFILE, RATE, checkpoints, music, options, pictures, video
 
-from vmas import config, media
-from vmas.corpus import render_clip, sample_spec
+from vmas import config, media, weights
+from vmas.corpus import sample_spec
 from vmas.corpus.scene import render_frames
 from vmas.corpus.sound import render_audio
-from vmas.dataset import dedupe, frames, genre, stages, vocals
+from vmas.dataset import dedupe, fingerprints, frames, genre, stages, vocals
 from vmas.dataset.manifest import Video, read_manifest
-from vmas.errors import DataError, MediaError, UsageError, WeightsUnavailable
+from vmas.errors import CheckpointError, DataError, MediaError, UsageError, WeightsUnavailable
 from vmas.metrics.similarity import THRESHOLD, frame_similarity
 
 CORPUS = config.load("mini").corpus
@@ -107,8 +108,14 @@ def test_clip_embedder_runs_with_a_given_model_and_asks_for_weights_without(monk
     loaded = frames.build_embedder("clip")
     np.testing.assert_array_equal(loaded(x), frames.ClipEmbedder(embed.model, key="tiny")(x))
     assert -0.5 < frame_similarity(loaded(x)) <= 1
+    assert loaded.key == frames.embedder_key("clip") != embed.key
+    torch.manual_seed(1)
+    other = CLIPVisionModelWithProjection(tiny)
+    other.save_pretrained(tmp_path / "other" / "clip")
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path / "other"))
+    assert frames.embedder_key("clip") != loaded.key  # other weights, other key
     monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
-    with pytest.raises(WeightsUnavailable, match=r"openai/clip-vit-base-patch32 \(MIT\)"):
+    with pytest.raises(WeightsUnavailable, match=r"openai/clip-vit-base-patch32/.*MIT.*offline use --frames cheap"):
         frames.build_embedder("clip")
     with pytest.raises(UsageError, match="did you mean clip"):
         frames.build_embedder("clip2")
@@ -161,7 +168,12 @@ def test_demucs_runs_with_a_given_model_and_is_deterministic(monkeypatch, tmp_pa
     np.testing.assert_array_equal(out, separate(wav, RATE))
     assert separate(np.repeat(wav, 2, 0), RATE).shape == (2, wav.shape[1])
     monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
-    with pytest.raises(WeightsUnavailable, match=r"htdemucs\.yaml"):
+    with pytest.raises(WeightsUnavailable, match=r"955717e8-8726e21a\.th.*MIT.*--vocals classic"):
+        vocals.build_separator("demucs")
+    path = tmp_path / "demucs" / "955717e8-8726e21a.th"
+    path.parent.mkdir()
+    path.write_bytes(b"another file")
+    with pytest.raises(CheckpointError, match="sha256"):  # before it is unpickled
         vocals.build_separator("demucs")
 
 
@@ -204,6 +216,117 @@ def test_clap_takes_the_prompt_nearest_to_the_sound():
     scores = tag(np.zeros(RATE, np.float32), RATE)
     assert tag.labels[int(scores.argmax())] == "jazz"
     assert scores[5] == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def clap(tmp_path_factory):
+    """(model, processor) of transformers, small and untrained, with a tokenizer of a few words."""
+    import json
+
+    from transformers import (  # fmt: skip
+        ClapAudioConfig,
+        ClapConfig,
+        ClapFeatureExtractor,
+        ClapModel,
+        ClapProcessor,
+        RobertaTokenizer,
+        RobertaTokenizerFast,
+    )
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    signs = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcdefghijklmnopqrstuvwxyzTĠ"]
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(signs)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    cls = RobertaTokenizerFast or RobertaTokenizer
+    tokenizer = cls.from_pretrained(folder)
+    audio = ClapAudioConfig(
+        patch_embeds_hidden_size=8, depths=[1, 1], num_attention_heads=[1, 1], hidden_size=16, projection_dim=16,
+        num_mel_bins=64, spec_size=256, window_size=8, enable_fusion=False,
+    )  # fmt: skip
+    text = {"vocab_size": len(signs), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "projection_dim": 16}  # fmt: skip
+    torch.manual_seed(0)
+    model = ClapModel(ClapConfig(text_config=text, audio_config=audio.to_dict(), projection_dim=16))
+    processor = ClapProcessor(ClapFeatureExtractor(truncation="rand_trunc", padding="repeatpad"), tokenizer)
+    return model, processor
+
+
+@pytest.mark.slow
+def test_clap_hears_all_of_a_long_clip_and_answers_the_same_each_time(clap):
+    tag = genre.ClapGenre(*clap, key="random")
+    rng = np.random.default_rng(0)
+    long = rng.normal(0, 0.1, 23 * RATE).astype(np.float32) * np.repeat(
+        [1, 0.2, 0.05], (10 * RATE, 10 * RATE, 3 * RATE)
+    )
+    scores = tag(long, RATE)
+    assert scores.shape == (10,)
+    assert np.abs(scores).max() <= 1 + 1e-6
+    np.random.seed(3)  # what the processor would cut by
+    np.testing.assert_array_equal(tag(long, RATE), scores)
+    short = tag(long[: 8 * RATE], RATE)
+    assert not np.allclose(short, scores, atol=1e-7)
+    with torch.inference_mode():
+        parts = []
+        for x in (long[: 10 * RATE], long[10 * RATE : 20 * RATE], long[20 * RATE :]):
+            wav = soxr.resample(x, RATE, 48000).astype(np.float32)
+            inputs = clap[1](audio=wav, sampling_rate=48000, return_tensors="pt")
+            got = clap[0].get_audio_features(**inputs)
+            got = got if isinstance(got, torch.Tensor) else got.pooler_output
+            parts.append(torch.nn.functional.normalize(got, dim=-1))
+        mean = torch.nn.functional.normalize(torch.cat(parts).mean(0, keepdim=True), dim=-1)
+        np.testing.assert_allclose(scores, (mean @ tag.prompts.T)[0].numpy(), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_clap_without_its_tokenizer_is_refused_and_other_weights_have_another_key(clap, tmp_path, monkeypatch):
+    model, processor = clap
+    folder = tmp_path / "clap"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if not (folder / "preprocessor_config.json").is_file():  # transformers 5 has one file for the whole processor
+        processor.feature_extractor.save_pretrained(folder)
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
+    for name in weights.get("clap_htsat_unfused").files:
+        if not (folder / name).is_file() and name != weights.PICKLED:
+            (folder / name).write_text("{}" if name.endswith("json") else "#version: 0.2\n")
+    key = genre.tagger_key("clap")
+    with pytest.raises(WeightsUnavailable, match="tokenizer"):  # a few words: what a copy without its vocabulary has
+        genre.build_tagger("clap")
+    monkeypatch.setattr(genre, "SMALLEST_VOCABULARY", 10)
+    assert genre.build_tagger("clap").key == key
+    assert key.startswith("clap-htsat-unfused-")
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert genre.tagger_key("clap") != key
+
+
+def test_windows_of_ten_seconds():
+    x = np.arange(25 * 48000, dtype=np.float32)
+    assert [len(w) / 48000 for w in genre.windows(x)] == [10, 10, 5]
+    np.testing.assert_array_equal(np.concatenate(genre.windows(x)), x)
+    assert [len(w) for w in genre.windows(x[: 480000 + 100])] == [480000]
+    assert [len(w) for w in genre.windows(x[:100])] == [100]
+
+
+def test_keys_come_from_files_without_a_model(tmp_path, monkeypatch):
+    o = options(checkpoints(tmp_path), skip=())
+    tools = stages.Tools(o, device="cuda")  # which is not there
+    keys = tools.keys()
+    assert not {"embedder", "separator", "tagger", "codec"} & vars(tools).keys()
+    here = stages.Tools(o)
+    assert keys == {
+        "similarity": here.embedder.key,
+        "vocals": here.separator.key,
+        "genre": here.tagger.key,
+        "tokens": here.codec.sha256,
+    }
+    file = tmp_path / "codec" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="sha256"):
+        tools.keys()
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path / "none"))
+    for changes in ({"frames": "clip"}, {"vocals": "demucs"}, {"genre": "clap"}):
+        with pytest.raises(WeightsUnavailable):
+            stages.Tools(dataclasses.replace(o, skip=("tokens",), **changes)).keys()
 
 
 def manifest(tmp_path, rows, name="m.csv"):
@@ -259,45 +382,32 @@ def test_versions_and_options_are_in_the_keys(monkeypatch):
     assert stages.screen_key(o, {"similarity": "clip"}) != screen
     assert stages.screen_key(dataclasses.replace(o, shard_size=9), {}) == screen
     assert stages.make_key(dataclasses.replace(o, shard_size=9), {}) != make
+    held = dataclasses.replace(o, val=1)
+    held_screen, held_make = stages.screen_key(held, {}), stages.make_key(held, {})
+    monkeypatch.setattr(stages, "SPLITS_VERSION", 99)
+    assert (stages.screen_key(o, {}), stages.make_key(o, {})) == (screen, make)
+    assert stages.screen_key(held, {}) != held_screen
+    assert stages.make_key(held, {}) != held_make
     monkeypatch.setitem(stages.VERSIONS, "beats", 99)
     assert stages.screen_key(o, {}) == screen
     assert stages.make_key(o, {}) != make
 
 
-def test_fingerprints_survive_noise_and_tell_others_apart():
-    def prints(i, noise):
-        _, images, audio = render_clip(f"test-{i:05d}", dataclasses.replace(CORPUS, fps=2.0), 5.0, RATE)
-        noisy = np.clip(images.astype(int) + np.random.default_rng(0).normal(0, noise, images.shape), 0, 255)
-        sound = audio + np.random.default_rng(1).normal(0, 1e-4 * noise, audio.shape).astype(np.float32)
-        return dedupe.picture_hashes(noisy.astype(np.uint8)), dedupe.sound_hash(sound, RATE)
-
-    clean, noisy = [prints(i, 0) for i in range(6)], [prints(i, 6) for i in range(6)]
-    for i in range(6):
-        for j in range(6):
-            assert dedupe.same_picture(clean[i][0], noisy[j][0]) == (i == j), (i, j)
-            assert dedupe.same_sound(clean[i][1], noisy[j][1]) == (i == j), (i, j)
-
-
-def known(name, video="", track="", pictures=(), sound=0, quality=0.0):
-    return dedupe.Known(name, video or name, track, pictures or (0,) * 8, sound, quality)
-
-
-def test_pictures_without_structure_and_silence_match_nothing():
-    black = np.zeros((8, 64, 64, 3), np.uint8)
-    assert dedupe.picture_hashes(black) == [0] * 8
-    assert not dedupe.same_picture([0] * 8, [0] * 8)
-    assert dedupe.sound_hash(np.zeros(RATE, np.float32), RATE) == 0
-    assert not dedupe.same_sound(0, 0)
+def known(name, video="", track="", prints=None, quality=0.0):
+    return dedupe.Known(name, video or name, track, prints or fingerprints.Prints(), quality)
 
 
 def test_groups_are_transitive_and_duplicates_need_picture_and_sound():
-    p, q = np.random.default_rng(0).integers(1, 1 << 62, (2, 8)).tolist()
+    rng = np.random.default_rng(0)
+    words, times = rng.integers(1, 2**32, (2, 80), np.uint32), 250 * np.arange(20, dtype=np.uint32)
+    hashes = rng.integers(1, 2**63, 20, np.uint64)
+    none = fingerprints.Prints()
     rows = [
-        known("a", pictures=tuple(p), sound=0xABCDEF0123456789),
-        known("b", track="x y", sound=0xABCDEF0123456788),
+        known("a", prints=fingerprints.Prints(times, hashes, words[0])),
+        known("b", track="x y", prints=dataclasses.replace(none, words=words[0][16:])),
         known("c", track="x y"),
-        known("d", pictures=tuple(p), sound=0xABCDEF0123456789),
-        known("e", pictures=tuple(q), sound=5),
+        known("d", prints=fingerprints.Prints(times[8:], hashes[8:], words[0][32:])),
+        known("e", prints=dataclasses.replace(none, words=words[1])),
     ]
     duplicates, group = dedupe.compare(rows)
     assert duplicates == {3: 0}

@@ -9,16 +9,18 @@ from dataset_files import PROFILE, checkpoints
 
 from vmas import config, corpus, paths, records
 from vmas.corpus.sound import render_audio
-from vmas.dataset import vocals
+from vmas.dataset import calibration, frames, vocals
+from vmas.dataset.fingerprints import Prints
 from vmas.dataset.manifest import read_manifest
-from vmas.errors import DataError
-from vmas.experiments import dirty, fig5, filters, table1
+from vmas.dataset.stages import Tools
+from vmas.errors import DataError, WeightsUnavailable
+from vmas.experiments import dirty, fig5, filters, reuploads, table1
 from vmas.metrics.intervals import wilson
 from vmas.report import table
 
 N = 24
 SMALL = dataclasses.replace(
-    PROFILE, clip=dataclasses.replace(PROFILE.clip, seconds=2.0), corpus=dataclasses.replace(PROFILE.corpus, test=6)
+    PROFILE, clip=dataclasses.replace(PROFILE.clip, seconds=4.0), corpus=dataclasses.replace(PROFILE.corpus, test=6)
 )
 
 
@@ -47,7 +49,7 @@ def test_the_truth_is_that_of_the_clips(ran):
     assert [v.id for v in d.videos] == t.id.tolist()
     assert read_manifest(d.folder / dirty.MANIFEST) == d.videos
     assert all((d.folder / p).is_file() for p in t.path)
-    assert t.kind.value_counts().to_dict() == {"clip": 20, "copy": 4, "borrowed": 2}
+    assert t.kind.value_counts().to_dict() == {"clip": 13, "copy": 11, "borrowed": 2}
     p = dirty.profile_of(SMALL)
     for row in t[t.kind != "borrowed"].itertuples():
         spec = corpus.sample_spec(*corpus.parse_id(row.id), p.corpus, p.clip.seconds)
@@ -65,6 +67,8 @@ def test_copies_differ_as_they_say_and_borrowed_files_are_of_two_clips(ran):
     for row in t[t.kind == "copy"].itertuples():
         first, path = t[t.id == row.picture].iloc[0], folder / row.path
         same = path.read_bytes() == (folder / first.path).read_bytes()
+        longer = media.probe(path).duration_s - media.probe(folder / first.path).duration_s
+        assert longer == pytest.approx(dirty.shift_s(SMALL) if row.how == "intro" else 0, abs=0.1)
         assert same == (row.how == "same file")
         assert media.probe(path).width == (dirty.SMALLER_PX if row.how.startswith("smaller") else SMALL.corpus.size)
     row = t[t.kind == "borrowed"].iloc[0]
@@ -74,6 +78,24 @@ def test_copies_differ_as_they_say_and_borrowed_files_are_of_two_clips(ran):
     n = min(len(wav), len(mix))
     assert np.corrcoef(wav[:n], mix[:n])[0, 1] > 0.9
     assert bool(row.mismatched)
+
+
+def test_shifted_copies_begin_elsewhere(ran):
+    from vmas import media
+
+    t, folder = ran[3].truth, ran[3].folder
+    for how, sign in (("intro", 1), ("trimmed", -1)):
+        row = t[t.how == how].iloc[0]
+        first = t[t.id == row.picture].iloc[0]
+        x, y = (media.read_audio(folder / p, 32000)[0][::8] for p in (first.path, row.path))
+        lag = np.argmax(np.correlate(y, x, "full")) - len(x) + 1
+        assert 8 * lag / 32000 == pytest.approx(sign * dirty.shift_s(SMALL), abs=0.1)
+
+
+def test_shifted_copies_are_an_option_of_the_recipe():
+    plain = dataclasses.replace(dirty.MARKED, copies=dirty.ALIGNED)
+    assert dirty.Recipe({}, 0, 0, 0, 0, 0, 0).copies == dirty.ALIGNED == dirty.COPIES[:4]
+    assert dirty.key(SMALL, plain) != dirty.key(SMALL)
 
 
 def test_another_corpus_has_another_key_and_folder(monkeypatch):
@@ -150,6 +172,131 @@ def test_harm_to_the_music_never_flatters(stems):
         vocals.voice_left(music[1:], music, voice)
 
 
+def test_demucs_through_the_same_rows(monkeypatch, tmp_path):
+    """With its interface's own test model, whose parameters are random; without weights the row says why."""
+    import torch
+    from demucs.pretrained import get_model
+
+    torch.manual_seed(0)
+    p = dirty.profile_of(SMALL)
+    p = dataclasses.replace(p, corpus=dataclasses.replace(p.corpus, vocal_share=1.0))
+    tools = Tools(filters.options(SMALL, separator="demucs"))
+    tools.separator = vocals.DemucsSeparator(get_model("demucs_unittest"), key="unit")
+    row = filters.measure_voice(("train-00003", p), tools)
+    assert row == filters.measure_voice(("train-00003", p), tools)
+    assert 0 <= row["left"] <= 1
+    assert np.isfinite([row["si_sdr_before"], row["si_sdr_after"], row["after_db"]]).all()
+    harm = filters.measure_harm(("train-00003", p), tools)
+    assert np.isfinite([harm["si_sdr"], harm["removed"]]).all()
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
+    boot = {"seed": 0, "n": 50}
+    (only,) = table1._demucs(SMALL, boot, print, None, 1)
+    assert (only.system, only.status, only.value) == (table1.DEMUCS, "unavailable", None)
+    assert "VMAS_WEIGHTS" in only.note
+    with pytest.raises(WeightsUnavailable, match="--vocals classic"):
+        filters.key(SMALL, separator="demucs")
+    two = pd.DataFrame([row, row])
+    rows = [*table1._voice_rows(table1.DEMUCS, two, SMALL, boot)]
+    rows += table1._harm_rows(table1.DEMUCS, pd.DataFrame([harm, harm]), SMALL, boot)
+    assert {r.dataset for r in rows} == {table1.VOICES, table1.VOICELESS}
+    assert rows[0].value == pytest.approx(row["si_sdr_after"])
+
+
+def test_harm_where_there_is_no_voice(ran):
+    t1, found = ran[0], ran[2]
+    voiceless = ran[3].truth[(ran[3].truth.kind == "clip") & ~ran[3].truth.vocal]
+    assert found.harm["id"].tolist() == voiceless["id"].tolist()
+    got = t1.row(table1.REMOVED, table1.VOICELESS, "energy removed")
+    assert got.value == pytest.approx(found.harm["removed"].mean())
+    assert t1.row(table1.REMOVED, table1.VOICELESS, "SI-SDR, dB").value < 40  # the music is not left as it was
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def test_fingerprint_rows_say_what_was_found(ran):
+    t1, found = ran[0], ran[2]
+    n, _ = reuploads.size(SMALL)
+    assert len(found.reuploads) == n * len(reuploads.OFFSETS)
+    for kind in ("sound", "picture"):
+        got = t1.row(f"{reuploads.OFFSETS[0]:g} s later", table1.REUPLOADS, f"recognised by {kind}")
+        assert (got.value, got.n) == (1, n)
+        wrong = t1.row("Fingerprints", table1.OTHERS, f"called equal by {kind}")
+        r = found.confused.set_index("kind").loc[kind]
+        assert wrong.value == pytest.approx(r.equal / r.pairs)
+        assert wrong.value < 0.1
+    passed = found.files[found.files["stage"] != "similarity"]
+    shifted = filters.repeats(passed) & passed["how"].isin(dirty.SHIFTED)
+    recall = t1.row(table1.SHIFTED, table1.MARKS, "recall")
+    assert (recall.n, recall.value) == (shifted.sum(), 1)
+
+
+def test_every_stage_has_its_cost(ran):
+    from vmas.dataset import estimate, stages
+
+    costs = ran[0].extra["costs"]
+    assert set(costs["seconds"]) >= set(stages.VERSIONS)
+    for stage in ("duplicates", "tokens"):
+        hours = costs["video_hours"] if stage == "duplicates" else costs["clip_hours"]
+        assert costs["throughput"][stage] == pytest.approx(hours * 3600 / costs["seconds"][stage], rel=0.01)
+    steps = estimate.extrapolate(estimate.measured(costs))
+    assert steps["core-hours"].iloc[0] > 0
+
+
+def test_pairs_of_other_content_are_counted():
+    words = np.random.default_rng(0).integers(1, 2**32, (3, 80), np.uint32)
+    prints = [Prints(words=words[i]) for i in (0, 1, 2, 2)]
+    files = pd.DataFrame({"picture": list("abcd"), "sound": list("xyzw")})
+    assert reuploads.confused(files, prints) == {"sound": (1, 6), "picture": (0, 6)}
+    files["sound"] = list("xyzz")
+    assert reuploads.confused(files, prints)["sound"] == (0, 5)
+
+
+# ---------------------------------------------------------------- calibration
+
+
+def test_calibration_of_known_scales():
+    rng = np.random.default_rng(0)
+    first = rng.random(200)
+    c = calibration.compare(first, 0.5 * first**2, 0.7)  # another scale, the same order
+    assert (c.rank, c.agreement) == (pytest.approx(1), 1)
+    assert c.matched == pytest.approx(0.5 * 0.7**2, abs=0.01)
+    assert c.unmatched == pytest.approx((first < 0.7).mean())
+    noise = calibration.compare(first, rng.random(200), 0.7)
+    assert abs(noise.rank) < 0.2
+    assert 0.4 < noise.agreement < 0.75
+    assert (noise.second < noise.matched).sum() == (first < 0.7).sum()
+    for same in (0.1, 0.9):  # all kept, all left out
+        c = calibration.compare(np.full(5, same), np.linspace(0, 1, 5), 0.7)
+        assert np.isnan(c.rank)
+        assert c.agreement == 1
+    with pytest.raises(DataError, match="two videos"):
+        calibration.compare(first[:1], first[:1])
+    rows = table1.calibration_rows(noise, SMALL)
+    assert rows[1].value == pytest.approx(noise.matched)
+    assert {r.status for r in rows} == {"smoke"}
+
+
+@pytest.mark.slow  # transformers takes long to import
+def test_calibration_runs_clip_beside_the_cheap_features(ran, tmp_path, monkeypatch):
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    monkeypatch.setenv("VMAS_WEIGHTS", str(tmp_path))
+    (row,) = table1._calibration(SMALL, print)
+    assert (row.status, row.value) == ("unavailable", None)
+    torch.manual_seed(0)
+    tiny = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    CLIPVisionModelWithProjection(tiny).save_pretrained(tmp_path / "clip")
+    few = dataclasses.replace(ran[3], videos=ran[3].videos[:6])
+    monkeypatch.setattr(dirty, "make", lambda *a: few)
+    rows = table1._calibration(SMALL, lambda _: None)
+    assert [r.metric for r in rows[1:3]] == ["matched threshold", "same decision"]
+    c = calibration.calibrate([v.path for v in few.videos], *(frames.build_embedder(n) for n in ("clip", "cheap")))
+    assert rows[2].value == c.agreement
+    np.testing.assert_allclose(c.second, ran[2].files["similarity"].to_numpy()[:6], atol=1e-6)  # as the builder has it
+
+
 # ---------------------------------------------------------------- the run
 
 
@@ -169,7 +316,7 @@ def test_every_file_is_accounted_for(ran):
 
 def test_no_held_out_file_has_a_relative_elsewhere_by_the_truth(ran):
     files = ran[2].files
-    assert (files["stage"] == "splits").any()  # relatives there were
+    assert files["stage"].isin(["splits", "duplicates"]).any()  # relatives there were
     assert filters.true_leaks(files).empty
     some = files[files["split"] == "test"].iloc[0]
     leaky = pd.concat([files, files[files["id"] == some.id].assign(id="again", split="train", track="")])
@@ -193,6 +340,7 @@ def test_rows_say_what_they_are(ran):
     text = table.markdown(t1)
     assert f" {len(files)} |" in text  # a count, not 26.0
     assert "CC-BY-4.0" in text
+    assert table.frame(t1, table1.CORPORA)["licence"].tolist() == [dirty.LICENCE] * 3
 
 
 def test_genres_beside_the_truth(ran):

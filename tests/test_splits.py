@@ -9,33 +9,40 @@ import pytest
 from vmas.corpus import sample_spec
 from vmas.dataset import dedupe, splits
 from vmas.dataset.dedupe import Known
+from vmas.dataset.fingerprints import Prints, same_picture, same_sound
 
 RNG = np.random.default_rng(0)
+N_PICTURES, N_WORDS = 20, 80
 
 
-def fingerprint(n: int | None = None):
-    draw = RNG.integers(1, 2**63, n or 1, dtype=np.uint64).tolist()
-    return tuple(draw) if n else draw[0]
+def prints(pictures: int = N_PICTURES, words: int = N_WORDS) -> Prints:
+    """Of a video of five seconds that looks and sounds like no other."""
+    hashes, sound = RNG.integers(1, 2**63, pictures, np.uint64), RNG.integers(1, 2**32, words, np.uint32)
+    return Prints(250 * np.arange(pictures, dtype=np.uint32), hashes, sound)
 
 
 def known(name: str, **changes) -> Known:
-    plain = Known(name, f"video of {name}", f"track of {name}", fingerprint(8), fingerprint(), float(RNG.random()))
+    plain = Known(name, f"video of {name}", f"track of {name}", prints(), float(RNG.random()))
     return dataclasses.replace(plain, **changes)
 
 
-def flip(x: int, bits) -> int:
-    for b in bits:
-        x ^= 1 << int(b)
-    return x
+def flip(x: np.ndarray, bits) -> np.ndarray:
+    """`x` with these bits of every element the other way round."""
+    return x ^ np.bitwise_or.reduce([x.dtype.type(1 << int(b)) for b in bits])
 
 
-SPREAD = (3, 19, 35, 51)  # one bit in each 16-bit piece: dedupe's candidates miss such a pair
+def sounds_like(a: Known, bits) -> Prints:
+    return dataclasses.replace(prints(), words=flip(a.prints.words, bits))
 
 
-def test_a_relative_that_differs_in_every_piece_is_found_only_in_full():
+def looks_like(a: Known, bits) -> Prints:
+    return dataclasses.replace(prints(), hashes=flip(a.prints.hashes, bits))
+
+
+def test_a_relative_without_one_equal_part_is_found_for_held_out_videos():
     a = known("a", quality=2.0)
-    b = known("b", sound=flip(a.sound, SPREAD))
-    c = known("c", pictures=tuple(flip(p, SPREAD) for p in a.pictures))
+    b = known("b", prints=sounds_like(a, [9]))
+    c = known("c", prints=looks_like(a, [3, 40]))  # one bit in each half
     rows = [a, b, c, *(known(f"v{i}") for i in range(20))]
     duplicates, group = dedupe.compare(rows)
     assert not duplicates
@@ -52,7 +59,7 @@ def test_a_relative_that_differs_in_every_piece_is_found_only_in_full():
 
 def test_two_held_out_relatives_never_stay_in_two_splits():
     a = known("a", quality=9.0)
-    b = known("b", quality=8.0, sound=flip(a.sound, SPREAD))
+    b = known("b", quality=8.0, prints=sounds_like(a, [9]))
     rows = [a, b, *(known(f"v{i}") for i in range(6))]
     _, group = dedupe.compare(rows)
     assert {x.by for x in splits.leaks(rows, dedupe.hold_out(rows, group, 1, 1))} == {"sound"}
@@ -73,27 +80,41 @@ def test_names_leak_too(kind):
 
 
 def test_empty_fingerprints_are_nobodys_relatives():
-    rows = [known(n, pictures=(0,) * 8, sound=0) for n in "ab"] + [known(n, pictures=()) for n in "cd"]
+    empty = Prints(np.arange(4, dtype=np.uint32), np.zeros(4, np.uint64), np.zeros(50, np.uint32))
+    rows = [known(n, prints=empty) for n in "ab"] + [known(n, prints=Prints()) for n in "cd"]
     assert splits.leaks(rows, ["val", "train", "test", "train"]) == []
     assert splits.leaks([], []) == []
+    assert dedupe.compare(rows) == ({}, [0, 1, 2, 3])
 
 
-def test_the_exhaustive_comparison_is_that_of_dedupe():
-    rows = [known(f"v{i}", video="", track="") for i in range(30)]
-    for i in range(10, 20):  # from no change to chance
-        p = tuple(flip(x, RNG.choice(64, i - 10, replace=False)) for x in rows[0].pictures)
-        p = (0, 0, *p[2:]) if i % 3 else p
-        rows[i] = dataclasses.replace(
-            rows[i], pictures=p, sound=flip(rows[0].sound, RNG.choice(64, i - 10, replace=False))
-        )
-    found = {(x.other, x.by) for x in splits.leaks(rows, ["test", *["train"] * 29])}
-    want = {(i, "picture") for i in range(1, 30) if dedupe.same_picture(rows[0].pictures, rows[i].pictures)}
-    want |= {(i, "sound") for i in range(1, 30) if dedupe.same_sound(rows[0].sound, rows[i].sound)}
+def test_what_is_looked_up_is_what_comparing_all_pairs_finds():
+    rows = [known(f"v{i}", video="", track="") for i in range(40)]
+    for i in range(10, 30):  # from nothing in common to nearly all, at some offset
+        mine, n = rows[i].prints, 4 * (i - 10)
+        words = np.concatenate([mine.words[: N_WORDS - n], rows[0].prints.words[:n]])
+        hashes = np.concatenate([mine.hashes[: N_PICTURES - n // 4], rows[0].prints.hashes[: n // 4]])
+        rows[i] = dataclasses.replace(rows[i], prints=Prints(mine.times, hashes, flip(words, [i])))
+    found = {(x.other, x.by) for x in splits.leaks(rows, ["test", *["train"] * 39])}
+    want = {(i, "picture") for i in range(1, 40) if same_picture(rows[0].prints, rows[i].prints)}
+    want |= {(i, "sound") for i in range(1, 40) if same_sound(rows[0].prints, rows[i].prints)}
     assert found == want
-    assert len(want) > 10
+    assert {(29, "picture"), (29, "sound")} < want
+    assert 10 < len(want) < 30
 
 
-def test_a_held_out_video_against_many_is_quick():
+def test_an_index_finds_pairs_with_enough_in_common_however_large_the_bucket(monkeypatch):
+    keys = [np.array(k, np.uint64) for k in ([1, 2, 9], [1, 2], [1, 3], [], [9, 3, 1])]
+    index = dedupe.Index(keys)
+    assert index.pairs().tolist() == [[0, 1], [0, 4], [2, 4]]
+    assert index.near(np.array([1 + 16, 9], np.uint64)).tolist() == [0, 4]  # 17 is one bit from 1
+    assert dedupe.Index([]).pairs().tolist() == dedupe.Index([]).near(np.zeros(0, np.uint64)).tolist() == []
+    monkeypatch.setattr(dedupe, "CROWD", 1)
+    crowd = dedupe.Index([np.array([5, 6], np.uint64)] * 50)
+    assert crowd.pairs().tolist() == [[i, i + 1] for i in range(49)]
+    assert len(crowd.near(np.array([5, 6], np.uint64))) == 50
+
+
+def test_held_out_videos_against_many_are_quick():
     rows = [known(f"v{i}") for i in range(20_000)]
     start = time.process_time()
     assert splits.leaks(rows, ["val"] * 5 + ["train"] * 19_995) == []

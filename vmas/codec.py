@@ -351,6 +351,19 @@ def pretrained_codec(cfg: CodecConfig) -> EncodecCodec:
     return load_encodec(weights.locate(cfg.weights), cfg)
 
 
+def stored_sha256(cfg: CodecConfig, folder) -> str:
+    """`sha256` of `pretrained_codec(cfg)`, or without `cfg.weights` of `load_codec(folder)`, from the files alone.
+
+    Raises WeightsUnavailable, CheckpointError.
+    """
+    from vmas import weights
+
+    if not cfg.weights:
+        return checkpoint.verify(folder, KIND)["sha256"]
+    weights.locate(cfg.weights)
+    return weights.verify(cfg.weights)
+
+
 def onset_f(reference, estimate, sample_rate: int, hop: int, tolerance_s: float = 0.05) -> float:
     """F measure of the onsets of `estimate` against those of `reference` (both float [N]), one to one.
 

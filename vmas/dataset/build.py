@@ -203,17 +203,7 @@ def _take(records: dict[str, dict], result: Result) -> None:
 def _compare(videos: list[Video], found: dict[str, dict], options: Options, result: Result) -> dict[str, str]:
     """id → split of the videos that stay; the others go to the ledger."""
     here = [v for v in videos if v.id in found]
-    known = [
-        dedupe.Known(
-            v.id,
-            v.video,
-            dedupe.track_key(v.artist, v.track),
-            tuple(found[v.id].get("pictures", ())),
-            found[v.id].get("sound", 0),
-            found[v.id].get("quality", 1 - found[v.id].get("similarity", 0.0)),
-        )
-        for v in here
-    ]
+    known = [dedupe.known_of(v, found[v.id]) for v in here]
     duplicates, group = dedupe.compare(known)
     for i in sorted(duplicates):
         reason = f"same picture and sound as {known[duplicates[i]].id}"

@@ -1,70 +1,25 @@
 """Which videos are the same in picture or sound, and which are held out without leaving a relative in training.
 
-Fingerprints are 64-bit hashes: one per picture for eight pictures (signs of low DCT coefficients, "pHash"), one for
-the first half minute of sound (signs of energy differences across bands and time, after Haitsma and Kalker 2002).
-Candidates are found by equal 16-bit pieces and compared in full, so that the cost stays near linear.
+Fingerprints (`vmas.dataset.fingerprints`) are compared in full only where an inverted index over their parts finds at
+least `HITS` in common: the words of the sound, and the halves of the pictures' hashes. The index is one sorted array,
+so that the cost stays near linear; a video has up to 5 KB in it.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmas import compiled
+from vmas.dataset.fingerprints import Prints, same_picture, same_sound
 
-PICTURES = 8
-NEAR_PICTURE, NEAR_SOUND = 8, 6  # bits of 64 that may differ (median over the pictures); chance differs in 32 ± 4
-PIECES = 4
+if TYPE_CHECKING:
+    from vmas.dataset.manifest import Video
+
 CROWD = 200  # in a larger bucket each is compared with so many before it: its members are alike anyway
-SOUND_S, SOUND_RATE = 30.0, 11025
-FLAT = 2.0  # grey levels: a picture that varies less has no fingerprint
-
-
-def picture_hashes(frames: np.ndarray) -> list[int]:
-    """Eight 64-bit hashes of frames uint8 [T,H,W,3] spread over the video, 0 for pictures without structure."""
-    import cv2
-
-    out = []
-    for i in np.linspace(0, len(frames) - 1, PICTURES).round().astype(int):
-        grey = cv2.cvtColor(frames[i], cv2.COLOR_RGB2GRAY)
-        small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-        if small.std() < FLAT:
-            out.append(0)
-            continue
-        low = cv2.dct(small)[:8, :8].ravel()
-        out.append(_bits(low > np.median(low[1:])))
-    return out
-
-
-def sound_hash(wav: np.ndarray, sample_rate: int) -> int:
-    """64-bit hash of a waveform float [N], 0 for silence: changes of 9 band energies over 9 stretches of time."""
-    librosa = compiled.librosa()
-
-    if len(wav) < sample_rate // 2 or float(np.abs(wav).max()) < 1e-3:
-        return 0
-    mel = librosa.feature.melspectrogram(y=wav, sr=sample_rate, n_fft=1024, hop_length=512, n_mels=9, fmin=100)
-    E = np.stack([np.log(part.mean(1) + 1e-9) for part in np.array_split(mel, 9, axis=1)])
-    return _bits((np.diff(np.diff(E, axis=0), axis=1) > 0).ravel())
-
-
-def _bits(flags: np.ndarray) -> int:
-    return int.from_bytes(np.packbits(flags).tobytes(), "big")
-
-
-def _differ(a: int, b: int) -> int:
-    return (a ^ b).bit_count()
-
-
-def same_picture(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether two videos' picture hashes agree: the median difference over pictures that both have structure."""
-    differ = [_differ(x, y) for x, y in zip(a, b, strict=True) if x and y]
-    return len(differ) >= PICTURES // 2 and float(np.median(differ)) <= NEAR_PICTURE
-
-
-def same_sound(a: int, b: int) -> bool:
-    return bool(a and b) and _differ(a, b) <= NEAR_SOUND
+HITS = 2  # equal parts from which on two videos are compared; one happens by chance
 
 
 @dataclass(frozen=True)
@@ -74,9 +29,14 @@ class Known:
     id: str
     video: str
     track: str  # artist and track, "" where unknown
-    pictures: tuple[int, ...]
-    sound: int
-    quality: float
+    prints: Prints = field(default_factory=Prints)
+    quality: float = 0.0
+
+
+def known_of(video: "Video", found: dict) -> Known:
+    """Of a video and what `stages.fingerprint` found of it."""
+    quality = found.get("quality", 1 - found.get("similarity", 0.0))
+    return Known(video.id, video.video, track_key(video.artist, video.track), Prints.unpack(found), quality)
 
 
 def track_key(artist: str, track: str) -> str:
@@ -85,17 +45,39 @@ def track_key(artist: str, track: str) -> str:
     return words if track.strip() else ""
 
 
-def _pairs(hashes: Iterable[tuple[int, object, int]]) -> Iterable[tuple[int, int]]:
-    """Pairs of indices whose (place, hash) share a 16-bit piece; `hashes` holds (index, place, hash)."""
-    buckets: dict[object, list[int]] = {}
-    for i, place, h in hashes:
-        for k in range(PIECES if h else 0):
-            buckets.setdefault((place, k, h >> 16 * k & 0xFFFF), []).append(i)
-    for members in buckets.values():
-        for n, j in enumerate(members):
-            for i in members[max(0, n - CROWD) : n]:
-                if i != j:
-                    yield i, j
+class Index:
+    """Which of N videos share keys; `keys[i]` are those of video i, uint64, each once."""
+
+    def __init__(self, keys: Sequence[np.ndarray]):
+        sizes = [len(k) for k in keys]
+        every = np.concatenate([np.zeros(0, np.uint64), *keys])
+        order = np.argsort(every, kind="stable")  # stable: equal keys stay in the order of their videos
+        self.keys = every[order]
+        self.owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
+        self.videos = len(sizes)
+
+    def pairs(self) -> np.ndarray:
+        """int64 [P,2], i < j: videos that share `HITS` keys; in a bucket each with the `CROWD` before it."""
+        found = []
+        for lag in range(1, CROWD + 1):
+            same = np.flatnonzero(self.keys[lag:] == self.keys[:-lag])
+            if not len(same):
+                break
+            found.append(self.owner[same].astype(np.int64) * self.videos + self.owner[same + lag])
+        if not found:
+            return np.zeros((0, 2), np.int64)
+        codes, hits = np.unique(np.concatenate(found), return_counts=True)
+        return np.stack(np.divmod(codes[hits >= HITS], self.videos), axis=1)
+
+    def near(self, keys: np.ndarray) -> np.ndarray:
+        """int [K]: videos with at least `HITS` keys that equal one of uint64 [k] or differ from it in one of the low
+        32 bits; however large their buckets are."""
+        flips = np.uint64(1) << np.arange(32, dtype=np.uint64)
+        ball = np.unique(np.concatenate([keys, (keys[:, None] ^ flips).ravel()]))
+        start, end = np.searchsorted(self.keys, ball, "left"), np.searchsorted(self.keys, ball, "right")
+        some = end > start
+        places = np.concatenate([np.zeros(0, int), *map(np.arange, start[some], end[some])])
+        return np.flatnonzero(np.bincount(self.owner[places], minlength=self.videos) >= HITS)
 
 
 def compare(known: Sequence[Known]) -> tuple[dict[int, int], list[int]]:
@@ -118,12 +100,10 @@ def compare(known: Sequence[Known]) -> tuple[dict[int, int], list[int]]:
             if name:
                 join(first.setdefault((kind, name), i), i)
     duplicates: dict[int, int] = {}
-    pictures = ((i, place, h) for i, k in enumerate(known) for place, h in enumerate(k.pictures))
-    sounds = ((i, "sound", k.sound) for i, k in enumerate(known))
-    for i, j in set(_pairs(pictures)) | set(_pairs(sounds)):
-        i, j = min(i, j), max(i, j)
-        picture = same_picture(known[i].pictures, known[j].pictures)
-        sound = same_sound(known[i].sound, known[j].sound)
+    prints = [k.prints for k in known]
+    found = [Index([p.picture_keys() for p in prints]).pairs(), Index([p.sound_keys() for p in prints]).pairs()]
+    for i, j in np.unique(np.concatenate(found), axis=0).tolist():
+        picture, sound = same_picture(prints[i], prints[j]), same_sound(prints[i], prints[j])
         if picture or sound:
             join(i, j)
         if picture and sound:

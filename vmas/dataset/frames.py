@@ -7,13 +7,17 @@ scale, and offline a cheap embedding of colours, edges and DCT coefficients, who
 unlike pictures lie near 0 and not near 1. The closed form of the mean is in `vmas.metrics.similarity`.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vmas.errors import DataError, MediaError, UsageError, WeightsUnavailable, nearest
+from vmas.dataset.fingerprints import PICTURES_S, picture_hash
+from vmas.errors import DataError, MediaError, UsageError, nearest
 
 if TYPE_CHECKING:
+    import av
     import torch
 
 FPS = 1.0
@@ -22,6 +26,7 @@ LONG_S = 60.0  # from here on only keyframes are decoded
 FEWEST = 8  # keyframes at different times, below which a long video is decoded at the asked times
 SIZE = 64  # side of the pictures that the cheap embedding sees
 CLIP_SIZE = 224
+CLIP, OFFLINE = "clip_vit_b32", "offline use --frames cheap"
 
 
 class FrameEmbedder(Protocol):
@@ -93,8 +98,8 @@ def _unit(x: np.ndarray) -> np.ndarray:
 class ClipEmbedder:
     """CLIP image embeddings, float32 [T,D] (Radford et al. 2021), by transformers' CLIPVisionModelWithProjection.
 
-    The weights come from the folder `clip` in `VMAS_WEIGHTS` (a local copy of openai/clip-vit-base-patch32, MIT); a
-    model may be injected together with a `key`. Raises WeightsUnavailable without a copy.
+    The weights are a local copy of openai/clip-vit-base-patch32 (MIT), `vmas.weights`; a model may be injected together
+    with a `key`. Raises WeightsUnavailable without a copy.
     """
 
     size = CLIP_SIZE
@@ -106,18 +111,21 @@ class ClipEmbedder:
         if model is not None and not key:
             raise UsageError("an injected CLIP model needs a key, since its embeddings are kept under it")
         self.model = (self._load() if model is None else model).eval().to(device)
-        self.key, self.device, self.batch_size = key or "clip-vit-base-patch32-1", device, batch_size
+        self.key, self.device, self.batch_size = key or self.stored_key(), device, batch_size
+
+    @staticmethod
+    def stored_key() -> str:
+        """The key of the local copy, from its files alone. Raises WeightsUnavailable, CheckpointError."""
+        from vmas import weights
+
+        weights.locate(CLIP, OFFLINE)
+        return f"clip-vit-base-patch32-{weights.verify(CLIP)[:16]}"
 
     @staticmethod
     def _load() -> "torch.nn.Module":
         from vmas import weights
 
-        folder = weights.folder() / "clip"
-        if not (folder / "config.json").is_file():
-            raise WeightsUnavailable(
-                f"CLIP is not in {folder}: put a copy of openai/clip-vit-base-patch32 (MIT) there, or name the folder"
-                " above it in VMAS_WEIGHTS; offline use --frames cheap"
-            )
+        folder = weights.locate(CLIP, OFFLINE)
         from transformers import CLIPVisionModelWithProjection
 
         return CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
@@ -145,6 +153,13 @@ def build_embedder(name: str, device: str = "cpu") -> FrameEmbedder:
     return ClipEmbedder(device=device) if name == "clip" else CheapEmbedder()
 
 
+def embedder_key(name: str) -> str:
+    """What `build_embedder(name).key` is, without loading a model. Raises as it does."""
+    if name not in EMBEDDERS:
+        raise UsageError(f"unknown frame embedder {name!r}: {nearest(name, EMBEDDERS)}")
+    return ClipEmbedder.stored_key() if name == "clip" else CheapEmbedder.key
+
+
 def sample_times(seconds: float, fps: float = FPS, most: int = MOST) -> np.ndarray:
     """Times in s from the start, at `fps`, at least two, spread evenly over the video where that would be over `most`.
 
@@ -158,13 +173,36 @@ def sample_times(seconds: float, fps: float = FPS, most: int = MOST) -> np.ndarr
     return np.arange(n) / fps if n >= 2 else np.array([0.0, seconds / 2])
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """`frames` uint8 [T,size,size,3] at `sample_times`; of more pictures on the way, `hashes` uint64 [n] by
+    `vmas.dataset.fingerprints` and `times` uint32 [n], ms from the start."""
+
+    frames: np.ndarray
+    times: np.ndarray
+    hashes: np.ndarray
+
+
 def sample_frames(
     path, size: int, start_s: float = 0.0, duration_s: float | None = None, method: str = "auto"
 ) -> np.ndarray:
-    """Frames uint8 [T,size,size,3] at `sample_times` of a video or its part; the picture's shape is not kept.
+    """The frames of `watch` alone."""
+    return watch(path, size, start_s, duration_s, method, prints=False).frames
 
-    `method` "keyframes" takes the keyframe at or before each time, each once; "exact" the picture shown; "auto"
-    chooses by the length, see above. Raises MediaError.
+
+def watch(
+    path,
+    size: int,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    method: str = "auto",
+    prints: bool = True,
+) -> Seen:
+    """One decoding of a video or its part; the picture's shape is not kept.
+
+    `method` "keyframes" takes the keyframe at or before each of `sample_times`, each once; "exact" the picture shown;
+    "auto" chooses by the length, see above. With `prints` the pictures get hashes, and so do those between them in a
+    short video, where they are decoded anyway: `PICTURES_S` a second. Raises MediaError.
     """
     from vmas import media
 
@@ -174,38 +212,53 @@ def sample_frames(
     seconds = min(seconds, duration_s) if duration_s else seconds
     if seconds <= 0:
         raise MediaError(path, f"has no second {start_s:g}")
-    times = start_s + sample_times(seconds)
-    if method == "exact" or (method == "auto" and seconds < LONG_S):
-        return _shown(path, size, times)
-    frames = _keyframes(path, size, times)
-    return frames if len(frames) >= FEWEST or method == "keyframes" else _shown(path, size, times)
+    times = sample_times(seconds)
+    if method == "keyframes" or (method == "auto" and seconds >= LONG_S):
+        seen = _seen(_keyframes(path, start_s + times), size, start_s, prints)
+        if len(seen.frames) >= FEWEST or method == "keyframes":
+            return seen
+    more = np.arange(0, seconds, 1 / PICTURES_S) if prints and seconds < LONG_S else times
+    every = np.union1d(times, more)
+    return _seen(_shown(path, start_s + every), size, start_s, prints, wanted=np.isin(every, times))
 
 
-def _keyframes(path, size: int, times: np.ndarray) -> np.ndarray:
+def _seen(pictures: "Iterator[tuple[float, av.VideoFrame]]", size: int, start_s: float, prints: bool, wanted=None):
+    frames, times, hashes = [], [], []
+    for n, (t, frame) in enumerate(pictures):
+        small = _small(frame, SIZE) if prints or size == SIZE else None
+        if prints and small is not None:
+            times.append(max(0, round(1000 * (t - start_s))))
+            hashes.append(picture_hash(small))
+        if wanted is None or wanted[n]:
+            frames.append(small if small is not None and size == SIZE else _small(frame, size))
+    return Seen(np.stack(frames), np.array(times, np.uint32), np.array(hashes, np.uint64))
+
+
+def _keyframes(path, times: np.ndarray) -> "Iterator[tuple[float, av.VideoFrame]]":
+    """(time, picture) of the keyframe at or before each time, each once."""
     from vmas.media.read import opened, start_seconds, video_stream
 
-    out, last = [], None
+    last = None
     with opened(path) as container:
         stream = video_stream(container, path)
         stream.codec_context.skip_frame = "NONKEY"
         stream.codec_context.thread_count = 1  # threads would first be filled with frames that nobody wants
-        origin = start_seconds(stream)
+        origin, base = start_seconds(stream), float(stream.time_base)
         for t in times:
             container.seek(int((t + origin) / stream.time_base), stream=stream, backward=True)
             frame = next(container.decode(stream), None)
             if frame is not None and frame.pts != last:
                 last = frame.pts
-                out.append(_small(frame, size))
-    if not out:
+                yield (frame.pts or 0) * base - origin, frame
+    if last is None:
         raise MediaError(path, "holds no picture that can be decoded", "it is truncated or damaged")
-    return np.stack(out)
 
 
-def _shown(path, size: int, times: np.ndarray) -> np.ndarray:
-    """The picture on screen at each time, decoding from the first time to the last."""
+def _shown(path, times: np.ndarray) -> "Iterator[tuple[float, av.VideoFrame]]":
+    """(time, picture on screen) at each time, decoding from the first time to the last."""
     from vmas.media.read import opened, start_seconds, video_stream
 
-    out: list[np.ndarray] = []
+    n = 0
     with opened(path) as container:
         stream = video_stream(container, path)
         origin, base = start_seconds(stream), float(stream.time_base)
@@ -214,16 +267,16 @@ def _shown(path, size: int, times: np.ndarray) -> np.ndarray:
         shown = None
         for frame in container.decode(stream):
             t = (frame.pts or 0) * base - origin
-            while shown is not None and len(out) < len(times) and times[len(out)] < t - 1e-3:
-                out.append(_small(shown, size))
-            if len(out) == len(times):
+            while shown is not None and n < len(times) and times[n] < t - 1e-3:
+                yield float(times[n]), shown
+                n += 1
+            if n == len(times):
                 break
             shown = frame
         if shown is None:
             raise MediaError(path, "holds no picture that can be decoded", "it is truncated or damaged")
-        while len(out) < len(times):
-            out.append(_small(shown, size))
-    return np.stack(out)
+        for t in times[n:]:
+            yield float(t), shown
 
 
 def _small(frame, size: int) -> np.ndarray:

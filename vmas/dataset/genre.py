@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 GTZAN = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
 PROMPT = "This audio is a {} song"
-CLAP_RATE = 48000
+CLAP_RATE, CLAP_S, SHORTEST_S = 48000, 10.0, 1.0
+CLAP, OFFLINE = "clap_htsat_unfused", "offline use --genre tagger"
+TAGGER = "tagger"  # kind of the checkpoint
 SMALLEST_VOCABULARY = 50000
 
 
@@ -33,12 +35,18 @@ class MiniGenre:
     """Probabilities of the mini tagger (`vmas.embedders.tagger`), which is trained on the procedural corpus."""
 
     def __init__(self, folder):
-        from vmas import checkpoint
-        from vmas.embedders.tagger import KIND, load_tagger
+        from vmas.embedders.tagger import load_tagger
 
         self.tagger = load_tagger(folder)
         self.labels = self.tagger.labels
-        self.key = f"tagger-{checkpoint.read_manifest(folder, KIND)['sha256'][:16]}"
+        self.key = self.stored_key(folder)
+
+    @staticmethod
+    def stored_key(folder) -> str:
+        """The key of a checkpoint, from its files alone. Raises CheckpointError."""
+        from vmas import checkpoint
+
+        return f"tagger-{checkpoint.verify(folder, TAGGER)['sha256'][:16]}"
 
     def __call__(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         import soxr
@@ -51,9 +59,11 @@ class MiniGenre:
 class ClapGenre:
     """Cosine of CLAP's audio embedding with each genre's prompt (transformers' ClapModel).
 
-    Model and processor come from the folder `clap` in `VMAS_WEIGHTS` (a local copy of laion/clap-htsat-unfused,
-    Apache-2.0), or are injected together with a `key`. Raises WeightsUnavailable without a copy, and when the copy
-    lacks its tokenizer, which transformers would silently replace by an empty one.
+    What is longer than the 10 s that the model takes is cut into windows of 10 s, and the mean of their embeddings
+    counts; left to the processor a random part would be heard. Model and processor are a local
+    copy of laion/clap-htsat-unfused (Apache-2.0), `vmas.weights`, or are injected together with a `key`. Raises
+    WeightsUnavailable without a copy, and when the copy lacks its tokenizer, which transformers would silently replace
+    by an empty one.
     """
 
     labels: tuple[str, ...] = GTZAN
@@ -66,23 +76,26 @@ class ClapGenre:
             raise UsageError("an injected CLAP model needs a key, since its scores are kept under it")
         loaded: tuple[Any, Any] = self._load() if model is None else (model, processor)
         self.model, self.processor = loaded[0].eval().to(device), loaded[1]
-        self.key, self.device = key or "clap-htsat-unfused-1", device
-        if len(self.processor.tokenizer) < SMALLEST_VOCABULARY and not key:
+        self.key, self.device = key or self.stored_key(), device
+        if len(self.processor.tokenizer) <= SMALLEST_VOCABULARY and not key:
             raise WeightsUnavailable("CLAP's folder lacks its tokenizer (vocab.json, merges.txt): copy it whole")
         text = self.processor(text=[PROMPT.format(g) for g in GTZAN], return_tensors="pt", padding=True).to(device)
         with torch.inference_mode():
             self.prompts = _unit(self.model.get_text_features(**text))
 
     @staticmethod
+    def stored_key() -> str:
+        """The key of the local copy, from its files alone. Raises WeightsUnavailable, CheckpointError."""
+        from vmas import weights
+
+        weights.locate(CLAP, OFFLINE)
+        return f"clap-htsat-unfused-{weights.verify(CLAP)[:16]}"
+
+    @staticmethod
     def _load() -> tuple[Any, Any]:
         from vmas import weights
 
-        folder = weights.folder() / "clap"
-        if not (folder / "config.json").is_file():
-            raise WeightsUnavailable(
-                f"CLAP is not in {folder}: put a copy of laion/clap-htsat-unfused (Apache-2.0) there, or name the"
-                " folder above it in VMAS_WEIGHTS; offline use --genre tagger"
-            )
+        folder = weights.locate(CLAP, OFFLINE)
         from transformers import ClapModel, ClapProcessor
 
         model = ClapModel.from_pretrained(folder, local_files_only=True)
@@ -93,10 +106,21 @@ class ClapGenre:
         import torch
 
         x = soxr.resample(wav, sample_rate, CLAP_RATE).astype(np.float32)
-        inputs = self.processor(audio=x, sampling_rate=CLAP_RATE, return_tensors="pt").to(self.device)
+        sounds = []
         with torch.inference_mode():
-            sound = _unit(self.model.get_audio_features(**inputs))
+            for part in windows(x):  # one at a time: the processor pads a batch to its longest
+                inputs = self.processor(audio=part, sampling_rate=CLAP_RATE, return_tensors="pt").to(self.device)
+                sounds.append(_unit(self.model.get_audio_features(**inputs)))
+            sound = _unit(torch.cat(sounds).mean(0, keepdim=True))
         return (sound @ self.prompts.T)[0].float().cpu().numpy()
+
+
+def windows(x: np.ndarray) -> list[np.ndarray]:
+    """float [N] at `CLAP_RATE` in parts of `CLAP_S`, the last one shorter; below `SHORTEST_S` it is left out, where it
+    is not the only one."""
+    size = round(CLAP_S * CLAP_RATE)
+    parts = [x[i : i + size] for i in range(0, max(len(x), 1), size)]
+    return parts[:-1] if len(parts) > 1 and len(parts[-1]) < SHORTEST_S * CLAP_RATE else parts
 
 
 def _unit(features) -> "torch.Tensor":
@@ -114,3 +138,12 @@ def build_tagger(name: str, folder=None, device: str = "cpu") -> GenreTagger:
     if name != "tagger":
         raise UsageError(f"unknown genre tagger {name!r}: {nearest(name, ('tagger', 'clap'))}")
     return MiniGenre(folder)
+
+
+def tagger_key(name: str, folder=None) -> str:
+    """What `build_tagger(name, folder).key` is, without loading a model. Raises as it does."""
+    if name == "clap":
+        return ClapGenre.stored_key()
+    if name != "tagger":
+        raise UsageError(f"unknown genre tagger {name!r}: {nearest(name, ('tagger', 'clap'))}")
+    return MiniGenre.stored_key(folder)

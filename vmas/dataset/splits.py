@@ -5,9 +5,9 @@ a score selects (`Options.quality`): how far the pictures move (1 - frame simila
 better the motion meets this music than the same music shifted in time. Relatives are videos of one source or track,
 and near-equal pictures or sound.
 
-`dedupe.compare` finds relatives by equal pieces of their fingerprints, which is near linear and misses the pairs that
-differ in every piece. For training that costs nothing; for a held-out video it would be a leak. So every held-out
-video is compared with every other one in full (2,206 of 2.2M: some minutes), and what is found joins their groups.
+`dedupe.compare` finds relatives by parts of their fingerprints that are equal, and not where a part is very common. For
+training a missed pair costs nothing; for a held-out video it would be a leak. So every held-out video is looked up
+once more, by parts that differ in one bit too and however common they are, and what is found joins their groups.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vmas.dataset import dedupe
-from vmas.dataset.dedupe import NEAR_PICTURE, NEAR_SOUND, PICTURES, Known
+from vmas.dataset.dedupe import Index, Known
+from vmas.dataset.fingerprints import same_picture, same_sound
 
 QUALITIES = ("similarity", "correspondence")
 SHIFTS = 9  # shifts of the music that make up chance
@@ -47,37 +48,47 @@ class Leak:
     by: str
 
 
-def leaks(known: Sequence[Known], splits: Sequence[str]) -> list[Leak]:
-    """Every relative that a held-out video has in another split, by exhaustive comparison; [] for a clean division.
+class Relatives:
+    """Looks up the relatives of single videos among `known`."""
 
-    `splits[i]` is "train", "val", "test", or "" for a video that no split holds.
+    def __init__(self, known: Sequence[Known]):
+        self.known = known
+        self.names = {kind: np.array([getattr(k, kind) for k in known], object) for kind in ("video", "track")}
+        self.pictures = Index([k.prints.picture_keys() for k in known])
+        self.sounds = Index([k.prints.sound_keys() for k in known])
+        self._found: dict[int, dict[str, np.ndarray]] = {}
+
+    def of(self, n: int) -> dict[str, np.ndarray]:
+        """ "video", "track", "picture", "sound" → indices of the videos that share it with video n, in order."""
+        if n not in self._found:
+            mine = self.known[n].prints
+            names = {kind: np.flatnonzero((x == x[n]) & (x != "")) for kind, x in self.names.items()}
+            looked_up = (
+                ("picture", self.pictures.near(mine.picture_keys()), same_picture),
+                ("sound", self.sounds.near(mine.sound_keys()), same_sound),
+            )
+            alike = {
+                by: np.array([j for j in near if j != n and same(mine, self.known[j].prints)], int)
+                for by, near, same in looked_up
+            }
+            self._found[n] = names | alike
+        return self._found[n]
+
+
+def leaks(known: Sequence[Known], splits: Sequence[str], relatives: Relatives | None = None) -> list[Leak]:
+    """Every relative that a held-out video has in another split; [] for a clean division.
+
+    `splits[i]` is "train", "val", "test", or "" for a video that no split holds. `relatives` of `known` may be given
+    where several divisions are looked at.
     """
-    here = np.array([i for i, s in enumerate(splits) if s], int)
-    if not len(here):
-        return []
-    split = np.array([splits[i] for i in here])
-    pictures = np.array([[*known[i].pictures, *[0] * PICTURES][:PICTURES] for i in here], np.uint64)
-    sound = np.array([known[i].sound for i in here], np.uint64)
-    names = {kind: np.array([getattr(known[i], kind) for i in here], object) for kind in ("video", "track")}
+    relatives = relatives or Relatives(known)
+    split = np.array(splits, object)
     out = []
-    for n in map(int, np.flatnonzero(split != "train")):
-        # a pair of two held-out videos once, not twice
-        other = (split != split[n]) & ((split == "train") | (np.arange(len(here)) > n))
-        related = {kind: (x == x[n]) & (x != "") for kind, x in names.items()}
-        related["picture"] = _near_pictures(pictures, n)
-        related["sound"] = (sound != 0) & (sound[n] != 0) & (np.bitwise_count(sound ^ sound[n]) <= NEAR_SOUND)
-        for by, found in related.items():
-            out += [Leak(int(here[n]), int(here[j]), by) for j in np.flatnonzero(found & other)]
-    return out
-
-
-def _near_pictures(pictures: np.ndarray, n: int) -> np.ndarray:
-    """bool [N] of uint64 [N,8]: `dedupe.same_picture` of video n with all at once."""
-    both = (pictures != 0) & (pictures[n] != 0)
-    enough = np.flatnonzero(both.sum(1) >= PICTURES // 2)
-    differ = np.where(both[enough], np.bitwise_count(pictures[enough] ^ pictures[n]), np.nan)
-    out = np.zeros(len(pictures), bool)
-    out[enough] = np.nanmedian(differ, axis=1) <= NEAR_PICTURE if len(enough) else False
+    for n in map(int, np.flatnonzero((split == "val") | (split == "test"))):
+        for by, j in relatives.of(n).items():
+            # a pair of two held-out videos once, not twice
+            other = (split[j] != "") & (split[j] != split[n]) & ((split[j] == "train") | (j > n))
+            out += [Leak(n, int(k), by) for k in j[other]]
     return out
 
 
@@ -87,9 +98,12 @@ def select(known: Sequence[Known], group: Sequence[int], val: int, test: int) ->
     Relatives that the groups did not join are joined and the choice is made again, until nothing leaks.
     """
     group = list(group)
+    if not val + test:
+        return dedupe.hold_out(known, group, val, test)
+    relatives = Relatives(known)
     while True:
         splits = dedupe.hold_out(known, group, val, test)
-        found = leaks(known, splits)
+        found = leaks(known, splits, relatives)
         if not found:
             return splits
         for leak in found:

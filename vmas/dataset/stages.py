@@ -27,13 +27,13 @@ import numpy as np
 
 from vmas import paths
 from vmas.config import Profile, sha256
-from vmas.dataset.dedupe import SOUND_RATE, SOUND_S, picture_hashes, sound_hash
-from vmas.dataset.frames import EMBEDDERS, FrameEmbedder, build_embedder, sample_frames
-from vmas.dataset.genre import GenreTagger, build_tagger
+from vmas.dataset.fingerprints import SOUND_RATE, SOUND_S, Prints, sound_words
+from vmas.dataset.frames import EMBEDDERS, SIZE, FrameEmbedder, build_embedder, embedder_key, watch
+from vmas.dataset.genre import GenreTagger, build_tagger, tagger_key
 from vmas.dataset.manifest import Video
 from vmas.dataset.shards import JSON, KEY
 from vmas.dataset.splits import QUALITIES, correspondence
-from vmas.dataset.vocals import Separator, build_separator
+from vmas.dataset.vocals import Separator, build_separator, separator_key
 from vmas.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 VERSIONS = {
     "probe": 1,
     "similarity": 1,
-    "duplicates": 1,
+    "duplicates": 2,
     "segments": 1,
     "vocals": 1,
     "genre": 1,
@@ -52,7 +52,7 @@ VERSIONS = {
     "beats": 1,
     "shards": 1,
 }
-SPLITS_VERSION = 1
+SPLITS_VERSION = 2
 SCREEN = ("probe", "similarity", "duplicates")
 OPTIONAL = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
 SILENCE = 1e-3  # peak below which a clip holds no music
@@ -110,6 +110,10 @@ class Options:
     def scores_correspondence(self) -> bool:
         return self.quality == "correspondence" and self.val + self.test > 0
 
+    def splits(self) -> list[int]:
+        """What a key holds of the choice of held-out videos, where there is one."""
+        return [SPLITS_VERSION] if self.val + self.test > 0 else []
+
     def runs(self, stage: str) -> bool:
         return stage not in self.skip
 
@@ -166,12 +170,16 @@ class Tools:
         return Path(o.checkpoints) if o.checkpoints else paths.checkpoints(o.profile.name)
 
     def keys(self) -> dict[str, str]:
-        """Stage → what identifies its model. Raises WeightsUnavailable or CheckpointError when one is not there."""
+        """Stage → what identifies its model, from the files alone: nothing is loaded, no GPU is touched. Raises
+        WeightsUnavailable or CheckpointError when one is not there."""
+        from vmas.codec import stored_sha256
+
+        o = self.options
         of: dict[str, Callable[[], str]] = {
-            "similarity": lambda: self.embedder.key,
-            "vocals": lambda: self.separator.key,
-            "genre": lambda: self.tagger.key,
-            "tokens": lambda: self.codec.sha256,
+            "similarity": lambda: embedder_key(o.frames),
+            "vocals": lambda: separator_key(o.vocals),
+            "genre": lambda: tagger_key(o.genre, self._checkpoints / "tagger"),
+            "tokens": lambda: stored_sha256(o.profile.codec, self._checkpoints / "codec"),
         }
         return {stage: key() for stage, key in of.items() if self.options.runs(stage)}
 
@@ -192,8 +200,8 @@ def screen_key(options: Options, keys: dict[str, str]) -> str:
     """Hash of what the screening of a video depends on."""
     o = options
     versions = {s: VERSIONS[s] for s in SCREEN if o.runs(s)}
-    quality = [SPLITS_VERSION, o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
-    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"), *quality)
+    quality = [o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
+    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"), *o.splits(), *quality)
 
 
 def make_key(options: Options, keys: dict[str, str]) -> str:
@@ -202,14 +210,15 @@ def make_key(options: Options, keys: dict[str, str]) -> str:
     versions = {s: v for s, v in VERSIONS.items() if o.runs(s)}
     plain = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name not in ("profile", "checkpoints")}
     p = o.profile
-    return sha256(versions, plain, keys, p.clip, p.codec.hop, p.align)
+    return sha256(versions, plain, keys, p.clip, p.codec.hop, p.align, *o.splits())
 
 
 State = dict[str, Any]
 
 
 def look(video: Video, state: State, tools: Tools) -> State:
-    """`known`: usable seconds and size; `frames`: the pictures that are compared. Raises Rejected."""
+    """`known`: usable seconds and size; `frames`: the pictures that are compared; `prints`: their hashes. Raises
+    Rejected."""
     from vmas import media
 
     o = tools.options
@@ -227,9 +236,13 @@ def look(video: Video, state: State, tools: Tools) -> State:
             raise Rejected("probe", f"shorter than a clip of {o.profile.clip.seconds:g} s", seconds)
     known = {"seconds": round(seconds, 6), "width": info.width, "height": info.height}
     out: State = {"known": known, "seconds": seconds}
-    if o.runs("similarity"):
-        with tools.timed("similarity"):
-            out["frames"] = sample_frames(video.path, EMBEDDERS[o.frames].size, video.start, seconds)
+    similarity, duplicates = o.runs("similarity"), o.runs("duplicates")
+    if similarity or duplicates:
+        with tools.timed("similarity" if similarity else "duplicates"):
+            size = EMBEDDERS[o.frames].size if similarity else SIZE
+            seen = watch(video.path, size, video.start, seconds, prints=duplicates)
+        out |= {"frames": seen.frames} if similarity else {}
+        out |= {"prints": (seen.times, seen.hashes)} if duplicates else {}
     return out
 
 
@@ -246,7 +259,8 @@ def judge(video: Video, state: State, tools: Tools) -> State:
     score = round(score, 6)
     if not score < tools.options.threshold:
         raise Rejected("similarity", f"frame similarity not below {tools.options.threshold:g}", score)
-    return {"known": state["known"] | {"similarity": score}, "seconds": state["seconds"]}
+    rest = {k: v for k, v in state.items() if k != "frames"}
+    return rest | {"known": state["known"] | {"similarity": score}}
 
 
 def fingerprint(video: Video, state: State, tools: Tools) -> State:
@@ -254,12 +268,12 @@ def fingerprint(video: Video, state: State, tools: Tools) -> State:
     from vmas import media
 
     known, seconds = {"id": video.id, **state["known"]}, state["seconds"]
-    if tools.options.runs("duplicates"):
+    if "prints" in state:
         with tools.timed("duplicates"):
-            frames = sample_frames(video.path, 64, video.start, seconds)
             part = min(SOUND_S, seconds)
             wav = media.read_audio(video.path, SOUND_RATE, start_s=video.start, duration_s=part)[0]
-            known |= {"pictures": picture_hashes(frames), "sound": sound_hash(wav, SOUND_RATE)}
+            times, hashes = state["prints"]
+            known |= Prints(times, hashes, sound_words(wav)).pack()
     if tools.options.scores_correspondence:
         with tools.timed("splits"):
             known["quality"] = round(_correspondence(video, seconds, tools.options.profile), 6)

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 1  # raised when the same knobs give other files
-CLIPS = {"smoke": 30, "mini": 130}
+CLIPS = {"smoke": 30, "mini": 160}
 SPLIT = "train"
 BORROW_EVERY = 10  # one further file per so many clips: the picture of one with the music of another
-COPIES = ("same file", "compressed", "smaller, quieter", "cropped")  # how a duplicate differs, in turn
-CRF, SMALLER_PX, QUIETER, CROP = 35, 96, 0.5, 0.06
+ALIGNED = ("same file", "compressed", "smaller, quieter", "cropped")  # how a duplicate differs, in turn
+SHIFTED = ("trimmed", "intro")  # and in time: without its start, the last picture held; after a silent title
+COPIES = (*ALIGNED, *SHIFTED)
+CRF, SMALLER_PX, QUIETER, CROP, SHIFT = 35, 96, 0.5, 0.06, 0.26  # SHIFT: share of a clip
 FAULTS = ("static", "near_static", "vocal", "mismatched")
 MANIFEST, TRUTH = "videos.csv", "truth.parquet"
 ADDRESS = "https://example.org/"
@@ -36,7 +38,7 @@ SOURCE, LICENCE = "procedural", "rendered with TimGM6mb (GPL-2)"
 @dataclass(frozen=True)
 class Recipe:
     """Which faults and how many: `clips` by profile (mini's for one not named), the share of clips with each fault,
-    and `seed`, added to the corpus seed."""
+    and `seed`, added to the corpus seed; `copies`: how duplicates differ, in turn."""
 
     clips: dict[str, int]
     static: float
@@ -45,6 +47,7 @@ class Recipe:
     mismatched: float
     duplicate: float
     seed: int
+    copies: tuple[str, ...] = ALIGNED
 
     def count(self, profile: str) -> int:
         return self.clips[profile if profile in self.clips else "mini"]
@@ -54,7 +57,7 @@ class Recipe:
         return {f"{k}_share": getattr(self, k) for k in kinds}
 
 
-MARKED = Recipe(CLIPS, 0.15, 0.15, 0.4, 0.15, 0.3, seed=7000)  # what Table 1 marks the filters on
+MARKED = Recipe(CLIPS, 0.15, 0.15, 0.4, 0.15, 0.5, 7000, COPIES)  # what Table 1 marks the filters on
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def profile_of(profile: Profile, recipe: Recipe = MARKED) -> Profile:
 def key(profile: Profile, recipe: Recipe = MARKED) -> str:
     """Hash of everything that the files depend on."""
     p = profile_of(profile, recipe)
-    how = (COPIES, CRF, SMALLER_PX, QUIETER, CROP, BORROW_EVERY)
+    how = (recipe.copies, CRF, SMALLER_PX, QUIETER, CROP, BORROW_EVERY)
+    how += (SHIFT,) if set(recipe.copies) & {*SHIFTED} else ()
     return sha256(VERSION, corpus.data_sha256(p), getattr(p.corpus, SPLIT), how)
 
 
@@ -101,7 +105,7 @@ def make(profile: Profile, workers: int | None = None, progress: bool = True, re
     folder = where(profile, recipe)
     if not (folder / TRUTH).is_file():
         df = corpus.load_manifest(corpus.make(folder, p, (SPLIT,), workers, progress=progress).parent)
-        truth = _borrowed(_files(df), p.corpus.seed)
+        truth = _borrowed(_files(df, recipe.copies), p.corpus.seed)
         for row in truth[truth.kind != "clip"].itertuples():
             _write(folder, row, truth, p)
         known = {"path": truth.path, "url": truth.url, "artist": truth.artist, "track": truth.track}
@@ -113,8 +117,8 @@ def make(profile: Profile, workers: int | None = None, progress: bool = True, re
     return Dirty(folder, pd.read_parquet(folder / TRUTH), read_manifest(folder / MANIFEST))
 
 
-def _files(df: "pd.DataFrame") -> "pd.DataFrame":
-    """Rows of the truth for the clips; what repeats another becomes a file of its own, made in one of four ways."""
+def _files(df: "pd.DataFrame", ways: tuple[str, ...]) -> "pd.DataFrame":
+    """Rows of the truth for the clips; what repeats another becomes a file of its own, made in one of the ways."""
     import pandas as pd
 
     rows, copies = [], 0
@@ -124,10 +128,10 @@ def _files(df: "pd.DataFrame") -> "pd.DataFrame":
         row |= {"genre": r.genre, **{k: getattr(r, k) for k in FAULTS}}
         row |= {"url": ADDRESS + r.id, "artist": f"artist of {r.sound_of}", "track": f"Track {r.sound_of}"}
         if r.duplicate_of:
-            how = COPIES[copies % len(COPIES)]
+            how = ways[copies % len(ways)]
             copies += 1
             row |= {"kind": "copy", "how": how, "path": f"made/{r.id}.mp4", "url": "", "artist": "", "track": ""}
-            # The manifest gives away two of the four, by the address or by the track in another spelling.
+            # The manifest gives away two of the ways, by the address or by the track in another spelling.
             if how == "same file":
                 row |= {"url": ADDRESS + first}
             if how == "compressed":
@@ -183,4 +187,32 @@ def _write(folder: Path, row, truth: "pd.DataFrame", p: Profile) -> None:
     elif row.how == "cropped":
         m = round(CROP * size)
         frames = np.stack([cv2.resize(f[m:-m, m:-m], (size, size)) for f in frames])
+    elif row.how in SHIFTED:
+        frames, wav = _shifted(row.how, frames, wav, p)
     media.write_clip(out, frames, p.corpus.fps, wav, p.clip.sample_rate, crf=crf)
+
+
+def shift_s(profile: Profile) -> float:
+    """Seconds by which a shifted copy begins earlier or later."""
+    return SHIFT * profile.clip.seconds
+
+
+def _shifted(how: str, frames: np.ndarray, wav: np.ndarray, p: Profile) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [T,H,W,3] and sound [1,N] `shift_s` earlier or later."""
+    n = round(shift_s(p) * p.corpus.fps)
+    silence = np.zeros((1, round(n / p.corpus.fps * p.clip.sample_rate)), wav.dtype)
+    if how == "trimmed":
+        frames = np.concatenate([frames[n:], np.repeat(frames[-1:], n, 0)])
+        return frames, np.concatenate([wav[:, silence.shape[1] :], silence], axis=1)
+    return np.concatenate([np.repeat(_title(p.corpus.size)[None], n, 0), frames]), np.concatenate([silence, wav], 1)
+
+
+def _title(size: int) -> np.ndarray:
+    """A picture that every intro shows, uint8 [size,size,3]."""
+    import cv2
+
+    out = np.full((size, size, 3), 24, np.uint8)
+    for k, word in enumerate(("PRESENTED", "BY")):
+        at = (size // 8, size // 2 + k * size // 6)
+        cv2.putText(out, word, at, cv2.FONT_HERSHEY_SIMPLEX, size / 300, (230, 230, 230), 1)
+    return out

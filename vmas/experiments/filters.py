@@ -15,10 +15,12 @@ import numpy as np
 from vmas import checkpoint, paths, versions
 from vmas.config import Profile, sha256
 from vmas.dataset import shards, stages
+from vmas.dataset.fingerprints import Prints
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Options, Tools
+from vmas.dataset.vocals import separator_key
 from vmas.errors import DataError
-from vmas.experiments import dirty
+from vmas.experiments import dirty, reuploads
 from vmas.metrics.intervals import wilson
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 THRESHOLD = 0.7  # section 3
 FREE_DB = -20.0  # a soundtrack counts as free of vocals when what is left of the voice lies so far under the music
 HELD_OUT = {"smoke": 2, "mini": 10}  # videos for validation, and as many for testing
+VOICELESS = 40  # clips without a voice on which the harm of its removal is measured
+COSTED = 40  # clips on which the stages' costs are measured
 LEFT_OUT = ("tokens", "beats")  # stages of the builder that decide nothing
 KEPT = ""
 QUALITY = "correspondence"
@@ -39,11 +43,16 @@ class Found:
     `files`: the truth of `dirty.Dirty` with `similarity`, `correspondence` (`splits.correspondence`), `genre_mix` (the
     genre stage's answer for the untouched soundtrack), `stage` that left the file out ("" for none), `split`, and for
     the files in a split `genre_found` and `removed`, the share of energy that went with the vocals.
-    `voices`: one row for every clip with a voice that is not a copy; see `measure_voice`.
+    `voices`: one row for every clip with a voice that is not a copy; see `measure_voice`. `harm`: of up to `VOICELESS`
+    clips without one, what the removal takes from them; see `measure_harm`. `reuploads`: see `reuploads.found`.
+    `confused`: kind, equal, pairs: how often fingerprints take other content for the same, see `reuploads.confused`.
     """
 
     files: "pd.DataFrame"
     voices: "pd.DataFrame"
+    harm: "pd.DataFrame"
+    reuploads: "pd.DataFrame"
+    confused: "pd.DataFrame"
 
 
 @dataclass(frozen=True)
@@ -56,25 +65,35 @@ class Share:
     n: int
 
 
-def options(profile: Profile, checkpoints: str | None = None) -> Options:
-    """The builder's options here: everything that decides, and some videos held out."""
+def options(profile: Profile, checkpoints: str | None = None, separator: str = "classic") -> Options:
+    """The builder's options here: everything that decides, and some videos held out; `separator` of
+    `vocals.SEPARATORS`."""
     held = HELD_OUT.get(profile.name, HELD_OUT["mini"])
-    return Options(profile, LEFT_OUT, THRESHOLD, val=held, test=held, quality=QUALITY, checkpoints=checkpoints)
-
-
-def key(profile: Profile, checkpoints: str | None = None) -> str:
-    """Hash of everything that the findings depend on."""
-    o = options(profile, checkpoints)
-    known = {s: v for s, v in stages.VERSIONS.items() if o.runs(s)}
-    held = (o.threshold, o.val, o.test, o.quality, FREE_DB)
-    return sha256(
-        dirty.key(profile), profile.clip, known, held, tagger_sha256(profile, checkpoints), versions.of("filters")
+    return Options(
+        profile,
+        LEFT_OUT,
+        THRESHOLD,
+        vocals=separator,
+        val=held,
+        test=held,
+        quality=QUALITY,
+        checkpoints=checkpoints,
     )
 
 
-def folder(profile: Profile, checkpoints: str | None = None) -> Path:
+def key(profile: Profile, checkpoints: str | None = None, separator: str = "classic") -> str:
+    """Hash of everything that the findings depend on."""
+    o = options(profile, checkpoints, separator)
+    known = {s: v for s, v in stages.VERSIONS.items() if o.runs(s)}
+    held = (o.threshold, o.val, o.test, o.quality, FREE_DB, stages.SPLITS_VERSION)
+    tagger = tagger_sha256(profile, checkpoints)
+    other = (separator_key(separator), VOICELESS, reuploads.VERSION, reuploads.size(profile), reuploads.OFFSETS)
+    return sha256(dirty.key(profile), profile.clip, known, held, tagger, versions.of("filters"), other)
+
+
+def folder(profile: Profile, checkpoints: str | None = None, separator: str = "classic") -> Path:
     """Where the dataset that the builder makes of the dirty corpus lies."""
-    return paths.cache() / "dirty" / f"{profile.name}-{key(profile, checkpoints)[:12]}"
+    return paths.cache() / "dirty" / f"{profile.name}-{key(profile, checkpoints, separator)[:12]}"
 
 
 def tagger_sha256(profile: Profile, checkpoints: str | None = None) -> str:
@@ -90,10 +109,11 @@ def run(
     workers: int | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
+    separator: str = "classic",
 ) -> Found:
     """Make the dirty corpus, build a dataset of it, and compare. What the cache has under the same key is kept.
 
-    Raises DataError, CheckpointError without the tagger's weights.
+    Raises DataError, CheckpointError without the tagger's weights, WeightsUnavailable without the separator's.
     """
     import os
 
@@ -103,24 +123,56 @@ def run(
 
     say("dirty corpus")
     made = dirty.make(profile, workers, progress)
-    o, workers, out = options(profile, checkpoints), workers or os.cpu_count() or 1, folder(profile, checkpoints)
+    o, workers = options(profile, checkpoints, separator), workers or os.cpu_count() or 1
+    out = folder(profile, checkpoints, separator)
     build(made.videos, out, o, workers, progress=progress, say=say)
-    kept = [out.with_name(f"{out.name}-{name}.parquet") for name in ("files", "voices")]
+    names = [f.name for f in dataclasses.fields(Found)]
+    kept = [out.with_name(f"{out.name}-{name}.parquet") for name in names]
     if not all(f.is_file() for f in kept):
-        say("scores of every file, the voice before and after")
-        files = decisions(made.truth, out)
-        for name, values in scores(made.videos, o, workers).items():
-            files[name] = values
-        for table, file in zip((files, voices(made.truth, profile, o, workers)), kept, strict=True):
+        say("scores of every file, the voice before and after, re-uploads")
+        files, values = decisions(made.truth, out), scores(made.videos, o, workers)
+        prints = [Prints.unpack(row) for row in values.pop("prints")]
+        for name, column in values.items():
+            files[name] = column
+        passed = np.flatnonzero(files["stage"] != "similarity")
+        confused = reuploads.confused(files.iloc[passed], [prints[i] for i in passed])
+        plain = dataclasses.replace(o, threshold=2.0, val=0, test=0)
+        tables = (
+            files,
+            voices(made.truth, profile, o, workers),
+            harm(made.truth, profile, o, workers),
+            reuploads.found(profile, plain, workers),
+            pd.DataFrame([{"kind": k, "equal": hits, "pairs": n} for k, (hits, n) in confused.items()]),
+        )
+        for table, file in zip(tables, kept, strict=True):
             shards.write_parquet(table, file)
     return Found(*(pd.read_parquet(f) for f in kept))
+
+
+def costs(made: dirty.Dirty, profile: Profile, checkpoints: str | None = None) -> dict[str, Any]:
+    """What every stage of the builder takes on the first `COSTED` clips, in one process: the `timings.json` of that
+    build, with `video_hours` that were screened and `throughput`, hours of video per core-hour of a stage."""
+    import json
+    import tempfile
+
+    from vmas.dataset.build import TIMINGS, build
+
+    first = set(made.truth[made.truth.kind == "clip"]["id"].head(COSTED))
+    videos = [v for v in made.videos if v.id in first]
+    with tempfile.TemporaryDirectory() as out:
+        build(videos, out, Options(profile, checkpoints=checkpoints), 1, progress=False)
+        timings = json.loads((Path(out) / TIMINGS).read_text(encoding="utf-8"))
+    hours = timings.setdefault("video_hours", len(videos) * profile.clip.seconds / 3600)
+    went = {k: hours if k in (*stages.SCREEN, "splits") else timings["clip_hours"] for k in timings["seconds"]}
+    rates = {k: 3600 * went[k] / s for k, s in timings["seconds"].items() if s}
+    return timings | {"throughput": {k: round(r, 3) for k, r in rates.items()}}
 
 
 def scores(videos: list[Video], o: Options, workers: int) -> dict[str, list]:
     """What `score` says of every video, name → values."""
     from vmas.dataset import pool
 
-    every = dataclasses.replace(o, threshold=2.0, skip=("duplicates", *LEFT_OUT))
+    every = dataclasses.replace(o, threshold=2.0, skip=LEFT_OUT)
     rows = [row for _, row in sorted(pool.run(score, videos, Tools(every), workers), key=lambda r: r[0])]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
@@ -147,7 +199,8 @@ def decisions(truth: "pd.DataFrame", out) -> "pd.DataFrame":
 
 
 def score(video: Video, tools: Tools) -> dict[str, Any]:
-    """Work of the pool: similarity, correspondence and genre_mix of one video, whether or not a filter takes it."""
+    """Work of the pool: similarity, correspondence, genre_mix and packed prints of one video, whether or not a filter
+    takes it."""
     from vmas import media
 
     rate = tools.options.profile.clip.sample_rate
@@ -157,18 +210,27 @@ def score(video: Video, tools: Tools) -> dict[str, Any]:
         "similarity": known["similarity"],
         "correspondence": known["quality"],
         "genre_mix": tools.tagger.labels[best],
+        "prints": {k: known[k] for k in ("pictures", "sound")},
     }
 
 
 def voices(truth: "pd.DataFrame", profile: Profile, o: Options, workers: int) -> "pd.DataFrame":
     """`measure_voice` of every clip with a voice that no other file copies."""
+    return _measured(measure_voice, truth[(truth.kind == "clip") & truth.vocal], profile, o, workers)
+
+
+def harm(truth: "pd.DataFrame", profile: Profile, o: Options, workers: int) -> "pd.DataFrame":
+    """`measure_harm` of the first `VOICELESS` clips without a voice."""
+    return _measured(measure_harm, truth[(truth.kind == "clip") & ~truth.vocal].head(VOICELESS), profile, o, workers)
+
+
+def _measured(work, clips: "pd.DataFrame", profile: Profile, o: Options, workers: int) -> "pd.DataFrame":
     import pandas as pd
 
     from vmas.dataset import pool
 
-    chosen = truth[(truth.kind == "clip") & truth.vocal]["id"].tolist()
-    tasks = [(name, dirty.profile_of(profile)) for name in chosen]
-    rows = pool.run(measure_voice, tasks, Tools(o), workers)
+    tasks = [(name, dirty.profile_of(profile)) for name in clips["id"]]
+    rows = pool.run(work, tasks, Tools(o), workers)
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda r: r[0])])
 
 
@@ -197,6 +259,24 @@ def measure_voice(task: tuple[str, Profile], tools: Tools) -> dict[str, Any]:
         "si_sdr_before": vocals.si_sdr(mix, music),
         "si_sdr_after": vocals.si_sdr(out, music),
     }
+
+
+def measure_harm(task: tuple[str, Profile], tools: Tools) -> dict[str, Any]:
+    """Work of the pool: what vocal removal does to a clip that has no voice.
+
+    id; `removed`, the share of the music's energy that is gone (negative where some was added); `si_sdr`, dB, of the
+    result against the music, which a perfect separator leaves as it is.
+    """
+    from vmas.corpus import parse_id, sample_spec
+    from vmas.corpus.sound import render_audio
+    from vmas.dataset import vocals
+
+    name, p = task
+    rate = p.clip.sample_rate
+    music = render_audio(sample_spec(*parse_id(name), p.corpus, p.clip.seconds), rate)
+    out = tools.separator(music[None], rate)[0]
+    left = float(np.sum(out.astype(np.float64) ** 2) / np.sum(music.astype(np.float64) ** 2))
+    return {"id": name, "removed": 1 - left, "si_sdr": vocals.si_sdr(out, music)}
 
 
 # ---------------------------------------------------------------- counting

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from vmas import paths, records
+from vmas import paths, records, weights
 from vmas.config import Profile, sha256
+from vmas.dataset import frames, vocals
 from vmas.errors import DataError
-from vmas.experiments import dirty, filters
+from vmas.experiments import dirty, filters, reuploads
 from vmas.metrics import intervals
 from vmas.records import Record, Row
 from vmas.report import paper
@@ -23,16 +24,24 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from vmas.dataset.calibration import Calibration
+
 TARGET = "table1"
 TITLE = "Table 1. Video-music datasets"
 CLEAN, BEFORE, AFTER = "Mini corpus", "Dirty corpus, before the filters", "Dirty corpus, after the filters"
 CORPORA, MARKS, VOICES = "our corpora", "filters against the truth", "vocal removal, on the stems"
-STATIC, DUPLICATES = "Frame similarity", "Duplicates"
-MIX, REMOVED = "Untouched mix", "After vocal removal"
+VOICELESS, REUPLOADS, OTHERS = "vocal removal, no voice there", "the same clip cut elsewhere", "other content"
+STATIC, DUPLICATES, SHIFTED = "Frame similarity", "Duplicates", "Duplicates, shifted in time"
+MIX, REMOVED, DEMUCS = "Untouched mix", "After vocal removal", "After Demucs"
+CLIP = "Cheap features against CLIP"
 SPLIT = "test"  # of the mini corpus, whose similarity is measured
 NO_CLIP = (
-    "CLIP's weights are not in this repository: with a copy in VMAS_WEIGHTS, 'vmas dataset build --frames clip' takes"
-    " them, and its card has their histogram."
+    "CLIP's weights are not in this repository: with a copy in VMAS_WEIGHTS ('vmas weights list' says which), 'vmas"
+    " reproduce table1 --force' fills this row, and 'vmas dataset build --frames clip' takes them."
+)
+NO_DEMUCS = (
+    "Demucs's weights are not in this repository: with a copy in VMAS_WEIGHTS ('vmas weights list' says which), 'vmas"
+    " reproduce table1 --force' fills these rows, and 'vmas dataset build --vocals demucs' takes them."
 )
 WILSON = "Where every case agrees the interval is Wilson's, since a bootstrap would claim certainty."
 NO_FILTER = "Nothing in section 3 or here removes mismatched pairs; the score of the held-out videos only ranks them."
@@ -82,9 +91,16 @@ def compute(
     say("frame similarity of the mini corpus")
     clean = _clean(profile, workers, progress)
     boot = {"seed": seed, "n": profile.eval.bootstrap}
-    table = [*_corpora(found, clean, profile, boot), *_marks(found, profile, boot), *_voices(found, profile, boot)]
+    table = [*_corpora(found, clean, profile, boot), *_marks(found, profile, boot)]
+    table += [*_reuploads(found, profile, boot), *_confused(found, profile)]
+    table += [*_voices(found, profile, boot), *_demucs(profile, boot, say, checkpoints, workers)]
+    table += _calibration(profile, say)
+    say("what every stage costs")
+    costs = filters.costs(dirty.make(profile, workers, False), profile, checkpoints)
     extra: dict[str, Any] = {
-        "note": f"{profile.note} Licence of our clips: {dirty.LICENCE}. {WILSON}",
+        "note": f"{profile.note} {WILSON}",
+        "costs": costs,
+        "columns": {CORPORA: {"licence": dict.fromkeys((CLEAN, BEFORE, AFTER), dirty.LICENCE)}},
         "threshold": filters.THRESHOLD,
         "similarity": {
             "id": found.files["id"].tolist(),
@@ -95,6 +111,7 @@ def compute(
         "duplicates": _by_kind(found.files),
         "funnel": filters.funnel(found.files).round(6).to_dict("records"),
         "voices": found.voices.round(4).to_dict("records"),
+        "harm": found.harm.round(4).to_dict("records"),
         "held_out": _held_out(found.files),
         "true_leaks": filters.true_leaks(found.files).to_dict("records"),
     }
@@ -169,13 +186,12 @@ def _corpora(found: filters.Found, clean: list[float], profile: Profile, boot: d
     free = np.asarray(found.voices["after_db"] <= filters.FREE_DB, bool)
     c = profile.corpus
     total = c.train + c.val + c.test + c.shifted
-    licence = f"Licence: {dirty.LICENCE}."
     for system, n, similarity in (
         (CLEAN, total, np.asarray(clean)),
         (BEFORE, len(files), files["similarity"].to_numpy(float)),
         (AFTER, len(after), after["similarity"].to_numpy(float)),
     ):
-        out.append(row(system, CORPORA, "videos", "up", n, profile, licence))
+        out.append(row(system, CORPORA, "videos", "up", n, profile))
         got = intervals.summarise(similarity, **boot)
         out.append(row(system, CORPORA, "frame similarity", "down", got, profile))
     every = np.ones(len(free), bool)
@@ -204,30 +220,91 @@ def _marks(found: filters.Found, profile: Profile, boot: dict) -> list[Row]:
         flagged = (part["stage"] == stage).to_numpy(bool)
         for metric, measure in (("precision", filters.precision), ("recall", filters.recall)):
             out.append(row(system, MARKS, metric, "up", measure(flagged, true, **boot), profile, note))
+    moved = filters.repeats(passed) & passed["how"].isin(dirty.SHIFTED).to_numpy(bool)
+    got = filters.recall((passed["stage"] == "duplicates").to_numpy(bool), moved, **boot)
+    note = f"copies that begin {dirty.shift_s(profile):g} s later or earlier: trimmed, or with an intro"
+    return [*out, row(SHIFTED, MARKS, "recall", "up", got, profile, note)]
+
+
+def _reuploads(found: filters.Found, profile: Profile, boot: dict) -> list[Row]:
+    out, seconds = [], reuploads.size(profile)[1]
+    for at, part in found.reuploads.groupby("offset"):
+        for kind in ("sound", "picture"):
+            got = filters.recall(part[kind].to_numpy(bool), np.ones(len(part), bool), **boot)
+            note = f"excerpts of {seconds:g} s, the later one encoded harder"
+            out.append(row(f"{at:g} s later", REUPLOADS, f"recognised by {kind}", "up", got, profile, note))
+    return out
+
+
+def _confused(found: filters.Found, profile: Profile) -> list[Row]:
+    note = "share of the pairs of files with other content that fingerprints call equal"
+    out = []
+    for r in cast(Iterable[Any], found.confused.itertuples()):
+        share = filters.Share(r.equal / max(r.pairs, 1), *intervals.wilson(r.equal, max(r.pairs, 1)), r.pairs)
+        out.append(row("Fingerprints", OTHERS, f"called equal by {r.kind}", "down", share, profile, note))
     return out
 
 
 def _voices(found: filters.Found, profile: Profile, boot: dict) -> list[Row]:
-    v, out = found.voices, []
-    every = np.ones(len(v), bool)
-    for system, when in ((MIX, "before"), (REMOVED, "after")):
-        level = v[f"{when}_db"].to_numpy(float)
-        left = np.ones(len(v)) if when == "before" else v["left"].to_numpy(float)
-        free = filters.recall(level <= filters.FREE_DB, every, **boot)
-        out += [
-            row(
-                system,
-                VOICES,
-                "SI-SDR, dB",
-                "up",
-                intervals.summarise(v[f"si_sdr_{when}"].to_numpy(float), **boot),
-                profile,
-            ),
-            row(system, VOICES, "voice left", "down", intervals.summarise(left, **boot), profile),
-            row(system, VOICES, "voice to music, dB", "down", intervals.summarise(level, **boot), profile),
-            row(system, VOICES, "free of vocals", "up", free, profile, _free_note()),
-        ]
-    return out
+    mix = _voice_rows(MIX, found.voices, profile, boot, "before")
+    return [*mix, *_voice_rows(REMOVED, found.voices, profile, boot), *_harm_rows(REMOVED, found.harm, profile, boot)]
+
+
+def _voice_rows(system: str, v: "pd.DataFrame", profile: Profile, boot: dict, when: str = "after") -> list[Row]:
+    level, every = v[f"{when}_db"].to_numpy(float), np.ones(len(v), bool)
+    left = np.ones(len(v)) if when == "before" else v["left"].to_numpy(float)
+    harmed = intervals.summarise(v[f"si_sdr_{when}"].to_numpy(float), **boot)
+    free = filters.recall(level <= filters.FREE_DB, every, **boot)
+    return [
+        row(system, VOICES, "SI-SDR, dB", "up", harmed, profile),
+        row(system, VOICES, "voice left", "down", intervals.summarise(left, **boot), profile),
+        row(system, VOICES, "voice to music, dB", "down", intervals.summarise(level, **boot), profile),
+        row(system, VOICES, "free of vocals", "up", free, profile, _free_note()),
+    ]
+
+
+def _harm_rows(system: str, h: "pd.DataFrame", profile: Profile, boot: dict) -> list[Row]:
+    note = "of clips that have no voice, where nothing should change"
+    got = {m: intervals.summarise(h[c].to_numpy(float), **boot) for m, c in
+           (("SI-SDR, dB", "si_sdr"), ("energy removed", "removed"))}  # fmt: skip
+    return [
+        row(system, VOICELESS, "SI-SDR, dB", "up", got["SI-SDR, dB"], profile, note),
+        row(system, VOICELESS, "energy removed", "down", got["energy removed"], profile, note),
+    ]
+
+
+def _demucs(profile: Profile, boot: dict, say: Callable[[str], None], checkpoints, workers: int | None) -> list[Row]:
+    """The rows of vocal removal with Demucs where its weights are at hand, else why they are missing."""
+    if weights.status(vocals.DEMUCS) == "absent":
+        return [Row(DEMUCS, VOICES, "free of vocals", "up", status="unavailable", note=NO_DEMUCS)]
+    say("vocal removal with Demucs")
+    o, truth = filters.options(profile, checkpoints, "demucs"), dirty.make(profile, workers, False).truth
+    found = [measure(truth, profile, o, workers or 1) for measure in (filters.voices, filters.harm)]
+    return [*_voice_rows(DEMUCS, found[0], profile, boot), *_harm_rows(DEMUCS, found[1], profile, boot)]
+
+
+def _calibration(profile: Profile, say: Callable[[str], None]) -> list[Row]:
+    """The cheap features against CLIP where its weights are at hand, else why the row is missing."""
+    if weights.status(frames.CLIP) == "absent":
+        return [Row(CLIP, "calibration", "frame similarity", "none", status="unavailable", note=NO_CLIP)]
+    from vmas.dataset.calibration import calibrate
+
+    say("cheap frame features against CLIP")
+    embedders = (frames.build_embedder("clip"), frames.build_embedder("cheap"))
+    return calibration_rows(calibrate([v.path for v in dirty.make(profile, 1, False).videos], *embedders), profile)
+
+
+def calibration_rows(c: "Calibration", profile: Profile) -> list[Row]:
+    """Rows of `calibrate(videos, CLIP, cheap)`."""
+    n = len(c.first)
+    note = f"threshold of the cheap features that keeps as many files as {c.threshold:g} of CLIP's"
+    alike = filters.Share(c.agreement, *intervals.wilson(round(c.agreement * n), n), n)
+    return [
+        row(CLIP, "calibration", "rank correlation", "up", c.rank, profile),
+        row(CLIP, "calibration", "matched threshold", "none", c.matched, profile, note),
+        row(CLIP, "calibration", "same decision", "up", alike, profile, note),
+        row(CLIP, "calibration", "same decision at one threshold", "up", c.unmatched, profile),
+    ]
 
 
 def _by_kind(files: "pd.DataFrame") -> list[dict[str, Any]]:
@@ -272,10 +349,8 @@ def quoted() -> list[Row]:
     ]
     share = paper.value("data", "vocal removal", "soundtracks without vocals")
     note = 'The paper says "approximately" and does not say how it judged.'
-    calibration = Row("Cheap features against CLIP", "calibration", "frame similarity", "none", status="unavailable",
-                      note=NO_CLIP)  # fmt: skip
     freed = Row("DISCO-MV (paper)", at, "voices removed", "up", paper=share, status="quoted", note=note)
-    return [*rows, freed, calibration]
+    return [*rows, freed]
 
 
 # ---------------------------------------------------------------- figure
@@ -338,7 +413,7 @@ def _draw_corpora(ax, record: Record) -> None:
 
 def _draw_marks(ax, record: Record) -> None:
     wanted = [(s, MARKS, m) for s in (STATIC, DUPLICATES) for m in ("precision", "recall")]
-    wanted.append((REMOVED, VOICES, "free of vocals"))
+    wanted += [(SHIFTED, MARKS, "recall"), (REMOVED, VOICES, "free of vocals")]
     known = {(r.system, r.dataset, r.metric): r for r in record.rows if r.value is not None}
     for y, name in enumerate(wanted):
         r = known.get(name)

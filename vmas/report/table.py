@@ -87,6 +87,7 @@ def frame(record: Record, dataset: str, apart: bool = False) -> "pd.DataFrame":
             columns.setdefault(f"{r.metric}, chance", {})[r.system] = number(r.chance)
         if apart and lift(r):
             columns.setdefault(f"{r.metric}, lift", {})[r.system] = lift(r)
+    columns |= record.extra.get("columns", {}).get(dataset, {})  # what is no number, such as a licence
     index = pd.Index(dict.fromkeys(r.system for r in chosen), name="System")
     return pd.DataFrame(columns, index=index).fillna("—")
 
