@@ -46,7 +46,8 @@ class MiniGenre:
         """The key of a checkpoint, from its files alone. Raises CheckpointError."""
         from vmas import checkpoint
 
-        return f"tagger-{checkpoint.verify(folder, TAGGER)['sha256'][:16]}"
+        sha256 = checkpoint.verify(folder, TAGGER)["sha256"]
+        return f"tagger-{sha256[:16]}"
 
     def __call__(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         import soxr
