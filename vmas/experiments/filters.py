@@ -104,7 +104,7 @@ def run(
     say("dirty corpus")
     made = dirty.make(profile, workers, progress)
     o, workers, out = options(profile, checkpoints), workers or os.cpu_count() or 1, folder(profile, checkpoints)
-    build(made.videos, out, o, workers, progress=progress, say=say)
+    build(made.videos, out, o, workers, progress=progress, say=say, update=True)  # the folder is this build's own
     kept = [out.with_name(f"{out.name}-{name}.parquet") for name in ("files", "voices")]
     if not all(f.is_file() for f in kept):
         say("scores of every file, the voice before and after")
