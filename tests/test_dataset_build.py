@@ -137,12 +137,12 @@ def test_no_machine_path_is_written(built, root):
         assert str(root).encode() not in data, name
 
 
-def test_workers_change_no_byte(root, videos, tmp_path):
-    o = options(root, test=1, skip=("vocals", "genre", "tokens"))  # without torch the processes start sooner
-    one = build(videos, tmp_path / "one", o, workers=1, progress=False)
-    two = build(videos, tmp_path / "two", o, workers=2, progress=False)
-    assert content(two.out) == content(one.out)
-    assert {"train/shard-000003.tar", "test/shard-000000.tar", "rejected.parquet"} <= content(one.out).keys()
+def test_workers_change_no_byte(built, root, videos, tmp_path):
+    """Every stage: also the vocals (classic), genres and tokens of processes that loaded their own models."""
+    two = build(videos, tmp_path / "two", options(root, test=1, skip=()), workers=2, progress=False)
+    assert content(two.out) == content(built.out)
+    assert {"train/shard-000003.tar", "test/shard-000000.tar", "rejected.parquet"} <= content(built.out).keys()
+    assert "removed" in shards.read_index(two.out / "train")[0]
 
 
 def test_restart_mends_what_a_kill_left(plain, root, videos, tmp_path):
