@@ -5,7 +5,7 @@
 
 rates    Video of 640 x 360 pixels and the paper's clips (without tokens, flow of Farneback), and videos of the
          procedural corpus (64 pixels, the mini profile's clips, its tagger and codec), one process: hours of video per
-         core-hour for every stage. What `--dry-run` counts with.
+         core-hour for every stage.
 workers  The corpus videos with one process and with two, and the ratio of the wall times (goal: 1.8 on two idle cores).
 memory   Datasets of tiny clips, cut from one file whose rows repeat: peak memory of driver and of the largest worker
          at each size (goal: within 10% of each other). With `--processes 1` all of it is in the driver.
@@ -62,7 +62,7 @@ def rates(folder: Path, n: int) -> dict:
 
     mini, paper = config.load("mini"), config.load("paper", {"clip": {"flow_method": "farneback"}})
     videos = corpus(folder, n)
-    small = np.concatenate([f for v in videos for f in media.iter_frames(v.path, 24.0, 64)])
+    small = np.stack([f for v in videos for f in media.iter_frames(v.path, 24.0, 64)])
     big = small.repeat(6, 1)[:, 12:372].repeat(10, 2)
     wav = np.concatenate([media.read_audio(v.path, 32000) for v in videos], axis=1)
     path = media.write_clip(folder / "big.mp4", big, 24.0, wav, 32000)

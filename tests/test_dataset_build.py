@@ -394,7 +394,9 @@ def test_command_line(root, tmp_path, capsys):
     line = ["dataset", "build", "--manifest", manifest, "--out", out, "--profile", str(profile), "-q"]
     line += ["--checkpoints", str(root), "--skip", "vocals", "--workers", "1", "--shard-size", "20"]
     assert cli.main([*line, "--dry-run"]) == 0
-    assert "videos        13 (12 on this machine)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "videos        13 (12 on this machine)" in said
+    assert "core-hours    0.0 (assumed rates" in said
     assert not Path(out).exists()
     assert cli.main(line) == 0
     assert "14 train clips of 13 videos" in capsys.readouterr().out

@@ -23,11 +23,10 @@ MP4_BYTES, FLAC_BYTES, ARRAY_BYTES = 0.035, 1.2, 10_000
 # the order of magnitude only; `timings.json` of a first run of 1000 videos is the better guide.
 GPU_S_PER_HOUR = {"demucs": 60.0, "clap": 10.0, "encodec": 15.0, "raft": 720.0}
 GPU_S_PER_VIDEO = {"clip": 0.05}
-# Measured: seconds of one core per hour of video that is looked at, and per hour of clips that are made
-# (`bench_dataset.py --only rates`, benchmarks/results/bench_dataset.json: 640 x 360 pixels, clips of the paper's shape;
-# genre and tokens by the mini models). Larger videos and slower cores take longer.
-CORE_S_LOOKED = {"probe": 1.0, "similarity": 1.0, "duplicates": 1.0}
-CORE_S_MADE = {"segments": 1.0, "vocals": 1.0, "genre": 1.0, "tokens": 1.0, "beats": 1.0, "shards": 1.0}
+# Assumed too: seconds of one core per hour of video that is looked at, and per hour of clips that are made. Measure
+# with `bench_dataset.py --only rates`, or take "video_hours_per_core_hour" of a first run's `timings.json`.
+CORE_S_LOOKED = {"probe": 1.0, "similarity": 10.0, "duplicates": 5.0}
+CORE_S_MADE = {"segments": 120.0, "vocals": 360.0, "genre": 30.0, "tokens": 60.0, "beats": 240.0, "shards": 120.0}
 STAGE_OF = {"demucs": "vocals", "clap": "genre", "encodec": "tokens", "raft": "beats"}
 ALWAYS = ("probe", "segments", "shards")
 
@@ -67,7 +66,7 @@ def estimate(videos: Sequence[Video], options: Options) -> str:
         f"clips         {total} of {p.clip.seconds:g} s before the filter",
         f"kept          {kept} clips, {hours:.1f} h" + (f", at the paper's share of {KEPT:.0%}" if share < 1 else ""),
         f"shards        {-(-kept // options.shard_size)} of {options.shard_size} clips, {gigabytes:.1f} GB",
-        f"core-hours    {core / 3600:.1f} (rates measured on one core with videos of 640 x 360, beside the GPUs)",
+        f"core-hours    {core / 3600:.1f} (assumed rates, not measured here)",
         f"GPU-hours     {gpu / 3600:.1f} (assumed rates, not measured here)" if gpu else "GPU-hours     none",
     ]
     return "\n".join(lines)
