@@ -1,15 +1,18 @@
-"""The dataset builder: speed per stage, with one process and with two, and memory as the dataset grows.
+"""The dataset builder: speed per stage, one process against two, memory as the dataset grows, clips read.
 
-    python benchmarks/bench_dataset.py [--videos 8] [--memory 1000 20000] [--tokens 4000]
+    python benchmarks/bench_dataset.py [--only rates workers memory tokens] [--json FILE] [--videos 8]
+                                       [--sizes 1000 20000] [--processes 2] [--tokens 4000]
 
-1. Videos of the procedural corpus (30 s, 64 pixels, the mini profile's clips) are built with one process and with
-   two: hours of video per core-hour for every stage, and the ratio of the wall times (goal: 1.8 on two idle cores).
-2. Datasets of tiny clips, cut from one file whose rows repeat: peak memory of the driver and of the largest worker
-   at each size (goal: within 10% of each other).
-3. Clips of tokens that one core reads (goal: 500 a second); `bench_shards.py` compares with other readers.
+rates    Video of 640 x 360 pixels and the paper's clips (without tokens, flow of Farneback), and videos of the
+         procedural corpus (64 pixels, the mini profile's clips, its tagger and codec), one process: hours of video per
+         core-hour for every stage.
+workers  The corpus videos with one process and with two, and the ratio of the wall times (goal: 1.8 on two idle cores).
+memory   Datasets of tiny clips, cut from one file whose rows repeat: peak memory of driver and of the largest worker
+         at each size (goal: within 10% of each other). With `--processes 1` all of it is in the driver.
+tokens   Clips of tokens that one core reads (goal: 500 a second); `bench_shards.py` compares with other readers.
 
-What a stage takes is CPU-bound; on a machine that others use, the wall times of (1) are not worth reading, and the
-two shares of the machine that the processes got are printed beside them.
+On a machine that others use, the wall times of `workers` are not worth reading; the share of the cores that the
+processes got is printed beside them. `--json` keeps what other parts wrote to the file before.
 """
 
 import argparse
@@ -24,11 +27,14 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import figures
+
 from vmas import config, media
 from vmas.dataset.build import TIMINGS, build
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import OPTIONAL, Options
 
+PARTS = ("rates", "workers", "memory", "tokens")
 SECONDS = 30.0  # of a corpus video
 TINY = {"clip": {"seconds": 1.0, "img_size": 16, "flow_size": 16}}
 TINY_S = 40  # length of the file that tiny clips are cut from
@@ -51,49 +57,77 @@ def cpu() -> float:
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
 
 
-def speed(folder: Path, n: int) -> None:
-    videos, options = corpus(folder, n), Options(config.load("mini"), skip=("duplicates",), threshold=1.1, shard_size=4)
-    walls = []
-    for workers in (1, 2):
+def rates(folder: Path, n: int) -> dict:
+    import numpy as np
+
+    mini, paper = config.load("mini"), config.load("paper", {"clip": {"flow_method": "farneback"}})
+    videos = corpus(folder, n)
+    small = np.stack([f for v in videos for f in media.iter_frames(v.path, 24.0, 64)])
+    big = small.repeat(6, 1)[:, 12:372].repeat(10, 2)
+    wav = np.concatenate([media.read_audio(v.path, 32000) for v in videos], axis=1)
+    path = media.write_clip(folder / "big.mp4", big, 24.0, wav, 32000)
+    runs = {
+        "640 x 360, paper's clips": ([Video("big", str(path), "big")], Options(paper, ("genre", "tokens"), 1.1)),
+        "64 x 64, mini": (videos, Options(mini, ("duplicates",), 1.1, shard_size=4)),
+    }
+    out = {}
+    for name, (rows, options) in runs.items():
+        done = build(rows, folder / f"rates-{options.profile.name}", options, workers=1, progress=False)
+        timings = json.loads((done.out / TIMINGS).read_text())
+        print(f"{name}: {timings['video_hours'] * 60:.1f} min looked at, {timings['made_hours'] * 60:.1f} min of clips")
+        print(f"{'stage':12} {'s':>8} {'video-hours per core-hour':>26}")
+        for stage, rate in timings["video_hours_per_core_hour"].items():
+            print(f"{stage:12} {timings['seconds'][stage]:8.2f} {rate:26.1f}")
+        out[name] = {k: timings[k] for k in ("video_hours", "made_hours", "seconds", "video_hours_per_core_hour")}
+    return out
+
+
+def workers(folder: Path, n: int) -> dict:
+    videos = corpus(folder, n)
+    options = Options(config.load("mini"), skip=("duplicates",), threshold=1.1, shard_size=4)
+    walls, shares = [], []
+    for k in (1, 2):
         start, used = time.perf_counter(), cpu()
-        done = build(videos, folder / f"out{workers}", options, workers=workers, progress=False)
+        build(videos, folder / f"out{k}", options, workers=k, progress=False)
         walls.append(time.perf_counter() - start)
-        share = (cpu() - used) / walls[-1] / workers
-        print(f"{workers} processes: {walls[-1]:7.1f} s, each on {share:.0%} of a core")
-        if workers == 1:
-            timings = json.loads((done.out / TIMINGS).read_text())
-            print(f"{'stage':12} {'s':>8} {'video-hours per core-hour':>26}")
-            for stage, s in timings["seconds"].items():
-                print(f"{stage:12} {s:8.2f} {timings['clip_hours'] * 3600 / max(s, 1e-9):26.1f}")
+        shares.append((cpu() - used) / walls[-1] / k)
+        print(f"{k} processes: {walls[-1]:7.1f} s, each on {shares[-1]:.0%} of a core")
     print(f"1 → 2 processes: {walls[0] / walls[1]:.2f} x, start of the second pool included")
+    return {"videos": n, "wall_s": walls, "share_of_core": shares, "speed_up": walls[0] / walls[1]}
 
 
-def one_size(folder: Path, clips: int) -> None:
+def one_size(folder: Path, clips: int, processes: int) -> None:
     """In a process of its own: peak memory in MB of this driver and of its largest worker, as JSON."""
     profile = config.load("smoke", TINY)
     rows = [Video(f"r{i}", str(folder / "tiny.mp4"), f"r{i}") for i in range(-(-clips // TINY_S))]
     options = Options(profile, skip=OPTIONAL, shard_size=100)
-    done = build(rows, folder / f"tiny{clips}", options, workers=2, progress=False)
+    done = build(rows, folder / f"tiny{clips}", options, workers=processes, progress=False)
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peaks = [resource.getrusage(k).ru_maxrss / 1024 for k in kinds]
     print(json.dumps([sum(done.kept.values()), *peaks]))
 
 
-def memory(folder: Path, sizes: list[int]) -> None:
+def memory(folder: Path, sizes: list[int], processes: int) -> dict:
     import numpy as np
 
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (TINY_S * 8, 16, 16, 3), np.uint8)
     media.write_clip(folder / "tiny.mp4", frames, 8, rng.normal(0, 0.1, (1, TINY_S * 32000)).astype(np.float32), 32000)
     print(f"{'clips':>8} {'driver, MB':>12} {'worker, MB':>12}")
+    out = []
     for n in sizes:
-        line = [sys.executable, __file__, "--one-size", str(n), "--folder", str(folder)]
+        line = [sys.executable, __file__, "--one-size", str(n), "--folder", str(folder), "--processes", str(processes)]
+        start = time.perf_counter()
         said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
         kept, driver, worker = json.loads(said.splitlines()[-1])
-        print(f"{kept:8d} {driver:12.1f} {worker:12.1f}")
+        print(f"{kept:8d} {driver:12.1f} {worker:12.1f}", flush=True)
+        out.append({"clips": kept, "driver_mb": driver, "worker_mb": worker, "wall_s": time.perf_counter() - start})
+    growth = out[-1]["driver_mb"] / out[0]["driver_mb"]
+    print(f"driver at {out[-1]['clips']} clips: {growth:.3f} of that at {out[0]['clips']}")
+    return {"processes": processes, "sizes": out, "driver_growth": growth}
 
 
-def tokens(folder: Path, clips: int) -> None:
+def tokens(folder: Path, clips: int) -> dict:
     import torch
     from bench_shards import BATCH, rate, write
 
@@ -108,26 +142,33 @@ def tokens(folder: Path, clips: int) -> None:
     per_s = rate(loader, 3.0)
     share = (time.process_time() - used) / (time.perf_counter() - start)
     print(f"vmas.dataset.open: {per_s:.0f} clips/s of tokens on {share:.0%} of a core")
+    return {"clips_per_s": per_s, "share_of_core": share}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=8, help="0 leaves part 1 out")
-    parser.add_argument("--memory", type=int, nargs="*", default=[1000, 20000], help="clips; none leaves part 2 out")
-    parser.add_argument("--tokens", type=int, default=4000, help="clips; 0 leaves part 3 out")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--videos", type=int, default=8, help="of the corpus, for rates and workers")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 20000], help="clips, for memory")
+    parser.add_argument("--processes", type=int, default=2, help="for memory")
+    parser.add_argument("--tokens", type=int, default=4000, help="clips, for tokens")
+    parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one_size:
-        return one_size(args.folder, args.one_size)
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = Path(tmp)
-        if args.videos:
-            speed(folder, args.videos)
-        if args.memory:
-            memory(folder, args.memory)
-        if args.tokens:
-            tokens(folder, args.tokens)
+        return one_size(args.folder, args.one_size, args.processes)
+    measure = {
+        "rates": lambda folder: rates(folder, args.videos),
+        "workers": lambda folder: workers(folder, args.videos),
+        "memory": lambda folder: memory(folder, args.sizes, args.processes),
+        "tokens": lambda folder: tokens(folder, args.tokens),
+    }
+    for part in args.only:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure[part](Path(folder))
+        if args.json:
+            figures.write(args.json, {part: found})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Clips a second that one core reads from shards on the local disk, beside plain WebDataset on the same files.
 
-    python benchmarks/bench_shards.py [--clips 4000] [--seconds 3] [--folder DIR]
+    python benchmarks/bench_shards.py [--clips 4000] [--seconds 3] [--folder DIR] [--json FILE]
 
 The clips have the paper's arrays (tokens int16 [4,500], 95 flow values, P_a [500]) beside 200 kB that stand for the
 video; with `--frames` the mini profile's pictures (uint8 [48,64,64,3]) instead. Batches of 8, one process, no
@@ -16,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import figures
 import numpy as np
 import torch
 
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--frames", action="store_true")
     parser.add_argument("--folder", type=Path, help="where to write the shards; default: a temporary folder")
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     fields = {"tokens": ["codes"], "tokens + weights": ["codes", "weights"]}
@@ -100,6 +102,10 @@ def main() -> None:
         out["webdataset, tokens"] = rate(plain(folder), args.seconds)
         print(f"{'webdataset, tokens':28} {out['webdataset, tokens']:9.0f} clips/s")
     print(json.dumps({k: round(v) for k, v in out.items()}))
+    if args.json:
+        ratio = out["tokens"] / out["webdataset, tokens"]
+        found = {"clips": args.clips, "clips_per_s": out, "tokens against webdataset": ratio}
+        figures.write(args.json, {"frames" if args.frames else "video": found})
 
 
 if __name__ == "__main__":

@@ -137,12 +137,12 @@ def test_no_machine_path_is_written(built, root):
         assert str(root).encode() not in data, name
 
 
-def test_workers_change_no_byte(root, videos, tmp_path):
-    o = options(root, test=1, skip=("vocals", "genre", "tokens"))  # without torch the processes start sooner
-    one = build(videos, tmp_path / "one", o, workers=1, progress=False)
-    two = build(videos, tmp_path / "two", o, workers=2, progress=False)
-    assert content(two.out) == content(one.out)
-    assert {"train/shard-000003.tar", "test/shard-000000.tar", "rejected.parquet"} <= content(one.out).keys()
+def test_workers_change_no_byte(built, root, videos, tmp_path):
+    """Every stage: also the vocals (classic), genres and tokens of processes that loaded their own models."""
+    two = build(videos, tmp_path / "two", options(root, test=1, skip=()), workers=2, progress=False)
+    assert content(two.out) == content(built.out)
+    assert {"train/shard-000003.tar", "test/shard-000000.tar", "rejected.parquet"} <= content(built.out).keys()
+    assert "removed" in shards.read_index(two.out / "train")[0]
 
 
 def test_restart_mends_what_a_kill_left(plain, root, videos, tmp_path):
@@ -394,7 +394,9 @@ def test_command_line(root, tmp_path, capsys):
     line = ["dataset", "build", "--manifest", manifest, "--out", out, "--profile", str(profile), "-q"]
     line += ["--checkpoints", str(root), "--skip", "vocals", "--workers", "1", "--shard-size", "20"]
     assert cli.main([*line, "--dry-run"]) == 0
-    assert "videos        13 (12 on this machine)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "videos        13 (12 on this machine)" in said
+    assert "core-hours    0.0 (assumed rates" in said
     assert not Path(out).exists()
     assert cli.main(line) == 0
     assert "14 train clips of 13 videos" in capsys.readouterr().out

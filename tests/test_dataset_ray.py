@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,38 @@ def test_bytes_are_those_of_the_local_pool(root, videos, started, tmp_path, acto
     assert {r.id for r in there.ledger if r.kind == "failed"} == {"bad0"}
     assert there.seconds.keys() == here.seconds.keys()
     assert len([f for f in content(there.out) if f.endswith(".tar")]) == 5  # 12 clips to train on, 2 to test
+
+
+RUN = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from dataset_files import options
+from vmas.dataset.build import build
+from vmas.dataset.cluster import Ray
+from vmas.dataset.manifest import read_manifest
+from pathlib import Path
+if __name__ == "__main__":
+    root, out = map(Path, sys.argv[1:3])
+    o = options(root, test=1, skip=("vocals", "genre", "tokens", "beats"))
+    ray = Ray(workers=1, object_store=int(sys.argv[4]))
+    build(read_manifest(root / "videos.csv"), out, o, progress=False, backend=ray)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_driver_and_restart(root, tmp_path):
+    out = tmp_path / "out"
+    line = [sys.executable, "-c", RUN, str(root), str(out), str(Path(__file__).parent), str(STORE)]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 400
+    while not list(out.glob("train/*shard*")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert not (out / "dataset.json").exists()
+    o, rows = options(root, test=1, skip=("vocals", "genre", "tokens", "beats")), read_manifest(root / "videos.csv")
+    build(rows, out, o, workers=1, progress=False)
+    assert content(out) == content(build(rows, tmp_path / "new", o, workers=1, progress=False).out)
 
 
 @pytest.mark.slow

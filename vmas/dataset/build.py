@@ -2,9 +2,13 @@
 
     screen every video → compare them (duplicates, held-out splits) → make the clips, shard by shard → index, card
 
-Every block of videos and every shard is a pure function of the manifest, the options and the models. It is written
-aside, renamed and then marked, and a restart does what has no mark: a run that was killed at any moment ends with
-the same bytes as one that was not. Only `timings.json` tells them apart.
+What is known of a video and every shard is a pure function of the manifest's row and file, the options and the models,
+and is kept under a hash of them. It is written aside, renamed and then marked, and a restart does what has no mark: a
+run that was killed at any moment ends with the same bytes as one that was not. Only `timings.json` tells them apart.
+A folder can also be brought up to date (`update`): rows that stayed as they were are not screened again, shards of the
+same clips are not made again, and the bytes are those of a build into an empty folder.
+
+In memory are the manifest, what the screening found and the ledger, and no clips (`vmas.dataset.layout`).
 """
 
 import contextlib
@@ -18,37 +22,57 @@ from pathlib import Path
 from typing import Any
 
 from vmas.config import sha256
-from vmas.dataset import card, dedupe, shards, stages
+from vmas.dataset import card, dedupe, layout, shards, stages
+from vmas.dataset.layout import LOCK, SPLITS, WORK
 from vmas.dataset.manifest import Video, content_sha256
 from vmas.dataset.pool import Backend, Local
 from vmas.dataset.splits import select
-from vmas.dataset.stages import Clip, Options, Tools
-from vmas.dataset.tasks import FAILED, REJECTED, Block, Job, Make, Row, Screen, ShardTask
+from vmas.dataset.stages import Options, Tools
+from vmas.dataset.tasks import FAILED, REJECTED, Block, Job, Make, Row, Screen
 from vmas.errors import DataError
 
-WORK, LOCK, PLAN = ".build", "lock", "plan.json"
 LEDGER, TIMINGS = "rejected.parquet", "timings.json"
-SPLITS = ("train", "val", "test")
 BLOCK = 16  # videos that are screened together
-MAX_FAILED = 0.05
+# More failures than this share stop a run, but one alone never does: of a handful of files, one that is broken is no
+# sign that the rest is, and a user with ten of their own videos wants the other nine.
+MAX_FAILED, ALWAYS = 0.05, 1
+RULE = f"a run stops when more than {ALWAYS} and more than {MAX_FAILED:.0%} of its videos or of its clips fail"
 SMALL = 8  # videos that are done in this process before others have loaded their libraries
+SCREENED = (*stages.SCREEN, "splits")  # stages whose time is spent on whole videos
 
 
 @dataclass
 class Result:
-    """What a build found. `kept[split]` counts clips."""
+    """What a build found. `kept[split]` counts clips; `seconds` are core seconds (GPU seconds for models there) per
+    stage; `video_hours` of usable video were screened and `clip_hours` of clips begun, with those kept before."""
 
     out: Path
     videos: int
     kept: dict[str, int] = field(default_factory=dict)
     ledger: list[Row] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    video_hours: float = 0.0
+    clip_hours: float = 0.0
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Stage → hours of video that went into its phase, per hour that one core (or GPU) spent in it."""
+        hours = {k: self.video_hours if k in SCREENED else self.clip_hours for k in self.seconds}
+        return {k: round(h * 3600 / self.seconds[k], 3) for k, h in hours.items() if self.seconds[k] > 0}
 
     def line(self) -> str:
         clips = ", ".join(f"{n} {split}" for split, n in self.kept.items() if n)
         gone = Counter(f"{r.stage} ({r.kind})" for r in self.ledger)
         left_out = ", ".join(f"{n} by {k}" for k, n in sorted(gone.items()))
-        return f"{self.out}: {clips or 'no'} clips of {self.videos} videos; left out: {left_out or 'nothing'}"
+        text = f"{self.out}: {clips or 'no'} clips of {self.videos} videos; left out: {left_out or 'nothing'}"
+        if any(r.kind == FAILED for r in self.ledger):
+            text += f" ({RULE})"
+        rates = ", ".join(f"{k} {r:.0f}" for k, r in self.rates.items())
+        return text + (f"; video-hours per core-hour: {rates}" if rates else "")
+
+    def take(self, seconds: dict[str, float]) -> None:
+        for stage, s in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + s
 
 
 def build(
@@ -60,16 +84,18 @@ def build(
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
     backend: Backend | None = None,
+    update: bool = False,
 ) -> Result:
     """Build the dataset in `out`, or finish what a stopped run began there.
 
     The work is done by `workers` processes of this machine (default: one per core, for a few videos none but this
-    one), or where `backend` does it, such as `vmas.dataset.cluster.Ray`; the bytes are the same.
+    one), or where `backend` does it, such as `vmas.dataset.cluster.Ray`; the bytes are the same. With `update` a
+    folder that holds a build of another manifest or other options becomes this one, and keeps what can stay.
 
     Leaves `<split>/shard-*.tar` with their indexes, `rejected.parquet` (id, stage, kind, reason, score),
     `dataset_card.md`, `timings.json` (seconds per stage and process) and, last, `dataset.json`. Raises DataError when
-    another run works on the folder, when it holds a build of other videos or options, when more than 5% of the
-    videos or clips fail, when no clip is left, or when the disk is full.
+    another run works on the folder, when it holds another build and `update` is not given, when more than 5% of the
+    videos or clips fail (and more than one), when no clip is left, or when the disk or the memory is full.
     """
     out = Path(out).absolute()  # processes elsewhere start in another folder
     if backend is None:
@@ -78,9 +104,11 @@ def build(
         (out / WORK).mkdir(parents=True, exist_ok=True)
         with _locked(out):
             with backend:
-                return _build(list(videos), out, options, backend, device, progress, say)
+                return _build(list(videos), out, options, backend, device, progress, say, update)
     except OSError as e:
         raise DataError(f"{e.filename or out}: cannot be written: {e.strerror or e}") from e
+    except MemoryError as e:
+        raise DataError(f"{out}: out of memory: run again with fewer workers; what is done stays") from e
 
 
 @contextlib.contextmanager
@@ -95,47 +123,25 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _build(
-    videos: list[Video], out: Path, options: Options, backend: Backend, device: str, progress: bool, say
+    videos: list[Video], out: Path, options: Options, backend: Backend, device: str, progress: bool, say, update: bool
 ) -> Result:
     tools = Tools(options, device)
     keys = tools.keys()
-    plan = {
-        "screen": sha256(stages.screen_key(options, keys), content_sha256(videos), BLOCK),
-        "make": stages.make_key(options, keys),
-    }
-    _same_plan(out, plan)
+    screened_by, made_by = stages.screen_key(options, keys), stages.make_key(options, keys)
+    content = dict(zip((v.id for v in videos), content_sha256(videos), strict=True))
+    plan = {"screen": screened_by, "make": made_by, "rows": sha256(list(content.values()))}
+    layout.begin(out, plan, update)
     result = Result(out, len(videos))
+    work = _Work(out, tools, backend, progress, result)
     say(f"screening {len(videos)} videos")
-    found = _screen(videos, out, tools, backend, progress, result)
+    found = _screen(videos, {i: sha256(screened_by, c) for i, c in content.items()}, work)
     splits = _compare(videos, found, options, result)
     say("making clips: " + ", ".join(f"{sum(s == n for s in splits.values())} {n}" for n in SPLITS) + " videos")
-    made = _make(videos, found, splits, out, tools, backend, progress, result)
-    if not any(len(s) for part in made.values() for s in part):
+    made = _make(layout.Tasks(out, videos, found, splits, content, options, made_by), work)
+    if not any(made.values()):
         raise DataError(f"{out}: no clip is left; {result.line()}")
     _finish(out, videos, options, keys, plan, made, result, device)
     return result
-
-
-def _same_plan(out: Path, plan: dict[str, str]) -> None:
-    path = out / WORK / PLAN
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError:
-        before = {}
-    if before is not None and before != plan:
-        raise DataError(f"{out}: holds a build of another manifest, other options or models; name another folder")
-    if before is None:
-        if any(out.glob("*/*.tar")) or any(out.glob("*.tar")):
-            raise DataError(f"{out}: holds shards that this command did not make; name another folder")
-        shards.write_text(path, json.dumps(plan) + "\n")
-    for split in SPLITS:
-        _remove_asides(out / split)
-
-
-def _remove_asides(folder: Path) -> None:
-    """What a killed process was writing."""
-    for path in folder.glob(".shard-*"):
-        path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -144,38 +150,45 @@ class _Progress:
 
     total: int
     what: str
-    rows: list[Row] = field(default_factory=list)
+    failed: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, rows: list[Row]) -> None:
-        self.rows += rows
-        failed = [r for r in self.rows if r.kind == FAILED]
-        if len(failed) > max(1, MAX_FAILED * self.total):
-            counts = Counter(f"{r.stage}: {r.reason}" for r in failed).most_common(3)
-            worst = "; ".join(f"{n} x {reason}" for reason, n in counts)
-            raise DataError(f"{len(failed)} of {self.total} {self.what} failed, more than {MAX_FAILED:.0%}: {worst}")
+        failed = [f"{r.stage}: {r.reason}" for r in rows if r.kind == FAILED]
+        if not failed:
+            return
+        self.failed += len(failed)
+        self.reasons.update(failed)
+        if self.failed > max(ALWAYS, MAX_FAILED * self.total):
+            worst = "; ".join(f"{n} x {reason}" for reason, n in self.reasons.most_common(3))
+            raise DataError(f"{self.failed} of {self.total} {self.what} failed, more than {MAX_FAILED:.0%}: {worst}")
 
 
-def _run(job: Job, tasks: dict[str, Any], out: Path, tools: Tools, backend: Backend, progress: bool, state, usable):
-    """name → record of every task: read where it is marked and `usable`, else made and marked. A record holds
-    "rows" of the ledger and "seconds" per stage."""
-    from tqdm.auto import tqdm
+@dataclass
+class _Work:
+    """What both phases need."""
 
-    records: dict[str, dict] = {}
-    for name in tasks:
-        record = _read(out / WORK / f"{name}.json")
-        # What failed may have been the machine's fault: it is tried again.
-        if record is not None and usable(name, record) and all(r["kind"] != FAILED for r in record["rows"]):
-            records[name] = record
-            state.add([Row(**r) for r in record["rows"]])
-    left = [n for n in tasks if n not in records]
-    bar = tqdm(total=len(tasks), initial=len(records), desc=state.what, disable=None if progress else True)
-    with bar, contextlib.closing(backend.run(job, [tasks[n] for n in left], tools)) as results:
-        for i, record in results:
-            shards.write_text(out / WORK / f"{left[i]}.json", json.dumps(record, sort_keys=True) + "\n")
-            records[left[i]] = record
-            bar.update()
-            state.add([Row(**r) for r in record["rows"]])
-    return {n: records[n] for n in tasks}
+    out: Path
+    tools: Tools
+    backend: Backend
+    progress: bool
+    result: Result
+
+    def run(self, job: Job, names: Sequence[str], tasks: Sequence[Any], state: _Progress, done: int = 0):
+        """(index, record, its rows of the ledger) of every task, once it is marked. `done` tasks were before."""
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=done + len(names), initial=done, desc=state.what, disable=None if self.progress else True)
+        with bar, contextlib.closing(self.backend.run(job, tasks, self.tools)) as results:
+            for i, record in results:
+                shards.write_text(self.record(names[i]), json.dumps(record, sort_keys=True) + "\n")
+                rows = [Row(**r) for r in record["rows"]]
+                bar.update()
+                state.add(rows)
+                yield i, record, rows
+
+    def record(self, name: str) -> Path:
+        return self.out / WORK / f"{name}.json"
 
 
 def _read(path: Path) -> dict | None:
@@ -185,19 +198,39 @@ def _read(path: Path) -> dict | None:
         return None
 
 
-def _screen(videos, out: Path, tools: Tools, backend: Backend, progress: bool, result: Result) -> dict[str, dict]:
-    blocks = {f"screen-{i // BLOCK:06d}": Block(videos[i : i + BLOCK]) for i in range(0, len(videos), BLOCK)}
-    state = _Progress(len(videos), "videos")
-    records = _run(Screen(), blocks, out, tools, backend, progress, state, lambda *_: True)
-    _take(records, result)
-    return {name: known for r in records.values() for name, known in r["known"].items()}
+def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str, dict]:
+    """id → what is known of every video that passes. `keys` id → hash of what that depends on.
 
+    A record holds the videos of one block, and every video whose key is still the same is taken from it.
+    """
+    known: dict[str, dict] = {}
+    gone: dict[str, Row] = {}
 
-def _take(records: dict[str, dict], result: Result) -> None:
-    for r in records.values():
-        result.ledger += [Row(**row) for row in r["rows"]]
-        for stage, s in r["seconds"].items():
-            result.seconds[stage] = result.seconds.get(stage, 0.0) + s
+    def take(record: dict, rows: list[Row]) -> bool:
+        here = [i for i, key in record["keys"].items() if keys.get(i) == key]
+        known.update({i: record["known"][i] for i in here if i in record["known"]})
+        gone.update({r.id: r for r in rows if r.id in here})
+        if here:
+            work.result.take(record["seconds"])
+        return bool(here)
+
+    for path in sorted((work.out / WORK).glob("screen-*.json")):
+        record = _read(path) or {}
+        # What failed may have been the machine's fault: it is tried again.
+        rows = [Row(**r) for r in record.get("rows", ()) if r["kind"] != FAILED]
+        if not record.get("keys") or not take(record, rows):
+            path.unlink()
+    left = [v for v in videos if v.id not in known and v.id not in gone]
+    blocks = [left[i : i + BLOCK] for i in range(0, len(left), BLOCK)]
+    names = [f"screen-{sha256([keys[v.id] for v in b])[:16]}" for b in blocks]
+    tasks = [Block(b, {v.id: keys[v.id] for v in b}) for b in blocks]
+    for _, record, rows in work.run(Screen(), names, tasks, _Progress(len(videos), "videos")):
+        take(record, rows)
+    here = [v.id for v in videos]
+    work.result.ledger += [gone[i] for i in here if i in gone]
+    seconds = (known[i]["seconds"] if i in known else gone[i].seconds for i in here)
+    work.result.video_hours = sum(seconds) / 3600
+    return known
 
 
 def _compare(videos: list[Video], found: dict[str, dict], options: Options, result: Result) -> dict[str, str]:
@@ -217,43 +250,45 @@ def _compare(videos: list[Video], found: dict[str, dict], options: Options, resu
     return {known[i].id: split for i, split in zip(stay, chosen, strict=True) if split}
 
 
-def _make(videos, found, splits, out: Path, tools: Tools, backend: Backend, progress: bool, result: Result):
+def _make(tasks: layout.Tasks, work: _Work) -> dict[str, list[Path]]:
     """split → finished shards."""
-    size, tasks, total = tools.options.shard_size, dict[str, ShardTask](), 0
-    for split in SPLITS:
-        here = [v for v in videos if splits.get(v.id) == split]
-        clips = [
-            Clip(v, start, {k: x for k, x in found[v.id].items() if k not in ("pictures", "sound", "quality")})
-            for v in here
-            for start in stages.segment_starts(v, found[v.id]["seconds"], tools.options)
-        ]
-        total += len(clips)
-        if clips:
-            (out / split).mkdir(exist_ok=True)
-        for n, i in enumerate(range(0, len(clips), size)):
-            path = str(out / split / shards.shard_name(n))
-            tasks[f"{split}-{n:06d}"] = ShardTask(path, clips[i : i + size])
+    sizes: dict[int, int] = {}
+    rows: dict[int, list[Row]] = {}
 
-    def usable(name: str, record: dict) -> bool:
-        mark = shards.read_mark(tasks[name].path)
-        same = record["sha256"] == (mark.sha256 if mark else None)
-        return same and record["key"] == tasks[name].key
+    def take(i: int, record: dict, gone: list[Row]) -> None:
+        sizes[i] = record["clips"] - len(gone)
+        work.result.take(record["seconds"])
+        if gone:
+            rows[i] = gone
 
-    state = _Progress(total, "clips")
-    records = _run(Make(), tasks, out, tools, backend, progress, state, usable)
-    _take(records, result)
-    made: dict[str, list[shards.Shard]] = {s: [] for s in SPLITS}
-    for name in tasks:
-        mark = shards.read_mark(tasks[name].path)
-        if mark is not None:
-            made[name.split("-")[0]].append(mark)
-    for split in SPLITS:  # of a run that had planned more, and of workers that were killed in this one
-        for path in {*(out / split).glob("shard-*.tar")} - {out / split / s.name for s in made[split]}:
-            path.unlink()
-            path.with_suffix(".json").unlink(missing_ok=True)
-        _remove_asides(out / split)
-    result.kept = {s: sum(map(len, part)) for s, part in made.items()}
+    for split in {split for split, _ in tasks.where}:
+        (work.out / split).mkdir(exist_ok=True)
+    for i, name in enumerate(tasks.names):
+        record = _read(work.record(name))
+        if record is not None and _usable(tasks, i, record):
+            take(i, record, [Row(**r) for r in record["rows"]])
+    left = [i for i in range(len(tasks)) if i not in sizes]
+    names, chosen = [tasks.names[i] for i in left], layout.Some(tasks, left)
+    for k, record, gone in work.run(Make(), names, chosen, _Progress(tasks.clips, "clips"), len(sizes)):
+        take(left[k], record, gone)
+    work.result.ledger += [r for i in sorted(rows) for r in rows[i]]
+    work.result.clip_hours = tasks.clips * work.tools.options.profile.clip.seconds / 3600
+    made: dict[str, list[Path]] = {s: [] for s in SPLITS}
+    work.result.kept = dict.fromkeys(SPLITS, 0)
+    for i, (split, _) in enumerate(tasks.where):
+        work.result.kept[split] += sizes[i]
+        if sizes[i]:
+            made[split].append(tasks.path(i))
+    layout.tidy(work.out, made, tasks.names)
     return made
+
+
+def _usable(tasks: layout.Tasks, i: int, record: dict) -> bool:
+    """Whether a record is of this very task, without failures, and its shard as it says."""
+    if any(r["kind"] == FAILED for r in record["rows"]) or record["key"] != tasks[i].key:
+        return False
+    mark = shards.read_mark(tasks.path(i))
+    return record["sha256"] == (mark.sha256 if mark else None)
 
 
 def _finish(out: Path, videos, options: Options, keys, plan, made, result: Result, device: str) -> None:
@@ -266,20 +301,22 @@ def _finish(out: Path, videos, options: Options, keys, plan, made, result: Resul
         "stages": {s: v for s, v in stages.VERSIONS.items() if options.runs(s)},
         "clips": result.kept,
     }
-    for split, part in made.items():
-        if part:
-            shards.finish(out / split, part, describe | {"split": split})
+    here = [s for s in SPLITS if made[s]]
+    for split in here:
+        shards.finish(out / split, layout.Marks(made[split]), describe | {"split": split})
     columns = ["id", "stage", "kind", "reason", "score"]
     ledger = pd.DataFrame([asdict(r) for r in result.ledger], columns=columns).astype({"score": float})
     shards.write_parquet(ledger, out / LEDGER)
-    samples = {s: shards.read_index(out / s)[0] for s, part in made.items() if part}
-    shards.write_text(out / card.NAME, card.text(videos, samples, ledger, options, keys))
-    hours = sum(result.kept.values()) * options.profile.clip.seconds / 3600
+    kept = {s: card.read(out / s / shards.INDEX) for s in here}
+    shards.write_text(out / card.NAME, card.text(videos, kept, ledger, options, keys))
     timings = {
         "videos": result.videos,
-        "clip_hours": hours,
-        "bytes": sum(s.bytes for part in made.values() for s in part),
+        "video_hours": round(result.video_hours, 6),
+        "made_hours": round(result.clip_hours, 6),
+        "clip_hours": sum(result.kept.values()) * options.profile.clip.seconds / 3600,
+        "bytes": sum(p.stat().st_size for part in made.values() for p in part),
         "seconds": {k: round(s, 3) for k, s in sorted(result.seconds.items())},
+        "video_hours_per_core_hour": dict(sorted(result.rates.items())),
         "gpu": [] if device == "cpu" else options.models(),
     }
     shards.write_text(out / TIMINGS, json.dumps(timings, indent=1) + "\n")

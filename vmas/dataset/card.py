@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,31 +15,61 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "dataset_card.md"
+SCORES = {"similarity": "Frame similarity", "removed": "Share of energy removed with the vocals"}
 BAR = 40  # characters of the longest bar
 
 
-def text(
-    videos: Sequence[Video], samples: "dict[str, pd.DataFrame]", ledger: "pd.DataFrame", options: Options, keys
-) -> str:
+@dataclass
+class Kept:
+    """What the card says of one split: clips per video and per genre, two scores of every clip (8 bytes each)."""
+
+    videos: Counter[str] = field(default_factory=Counter)
+    genres: Counter[str] = field(default_factory=Counter)
+    scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.videos.total()
+
+
+def read(index: Path) -> Kept:
+    """From an `index.parquet`, of which a part is in memory at a time."""
+    import pyarrow.parquet as pq
+
+    out = Kept()
+    with pq.ParquetFile(index) as file:
+        columns = {"video", "genre", *SCORES} & {*file.schema_arrow.names}
+        for batch in file.iter_batches(columns=sorted(columns)):
+            out.videos.update(batch["video"].to_pylist())
+            if "genre" in columns:
+                out.genres.update(batch["genre"].to_pylist())
+            for name in columns & {*SCORES}:
+                out.scores.setdefault(name, []).append(batch[name].to_numpy(zero_copy_only=False).astype(float))
+    return out
+
+
+def text(videos: Sequence[Video], kept: dict[str, Kept], ledger: "pd.DataFrame", options: Options, keys) -> str:
     """The card as Markdown; a function of the data alone, without dates or times.
 
-    `samples` split → rows of its index, `ledger` the rejected, `keys` stage → model.
+    `kept` is what is in each split, `ledger` the rejected, `keys` stage → model.
     """
-    import pandas as pd
-
-    clips = pd.concat([t.assign(split=s) for s, t in samples.items()], ignore_index=True)
+    clips = Kept()
+    for one in kept.values():
+        clips.videos.update(one.videos)
+        clips.genres.update(one.genres)
+        for name, parts in one.scores.items():
+            clips.scores.setdefault(name, []).extend(parts)
     p = options.profile
     hours = len(clips) * p.clip.seconds / 3600
     out = [
         "# Dataset card",
         "",
-        f"{len(clips)} clips of {p.clip.seconds:g} s ({hours:.2f} h) from {clips['video'].nunique()} of {len(videos)}"
+        f"{len(clips)} clips of {p.clip.seconds:g} s ({hours:.2f} h) from {len(clips.videos)} of {len(videos)}"
         " videos, made by `vmas dataset build` after section 3 of VMAs (DISCO-MV). Profile:"
         f" {p.name} ({p.status}).",
         "",
         "## Clips",
         "",
-        _table(("split", "videos", "clips"), [(s, t["video"].nunique(), len(t)) for s, t in samples.items()]),
+        _table(("split", "videos", "clips"), [(s, len(k.videos), len(k)) for s, k in kept.items()]),
         "",
         f"H.264 video at {p.clip.fps:g} fps and {p.clip.img_size}² pixels (`mp4`), music at {p.clip.sample_rate} Hz"
         " (`flac`), codec tokens (`tokens.npy`), optical-flow magnitude (`flow.npy`), music beats P_a (`beats.npy`)"
@@ -47,7 +79,7 @@ def text(
         "",
         "The licence is what the manifest says; this tool cannot check it. Music and pictures stay their owners'.",
         "",
-        _licences(videos, clips),
+        _licences(videos, clips.videos),
         "",
         "## Stages",
         "",
@@ -67,12 +99,11 @@ def text(
             [(*k, n) for k, n in sorted(Counter(_reasons(ledger)).items())] or [("none", "", "", 0)],
         ),
     ]
-    for column, title in (("similarity", "Frame similarity"), ("removed", "Share of energy removed with the vocals")):
-        if column in clips:
-            out += ["", f"## {title}", "", _histogram(np.asarray(clips[column], float))]
-    if "genre" in clips:
-        counts = clips["genre"].value_counts()
-        out += ["", "## Genres", "", _bars([(str(g), int(counts[g])) for g in sorted(counts.index)])]
+    for column, title in SCORES.items():
+        if column in clips.scores:
+            out += ["", f"## {title}", "", _histogram(np.concatenate(clips.scores[column]))]
+    if clips.genres:
+        out += ["", "## Genres", "", _bars([(str(g), clips.genres[g]) for g in sorted(clips.genres)])]
     return "\n".join(out) + "\n"
 
 
@@ -82,8 +113,7 @@ def _reasons(ledger: "pd.DataFrame"):
         yield stage, kind, "same picture and sound as another" if stage == "duplicates" else reason.split(": ")[0]
 
 
-def _licences(videos: Sequence[Video], clips: "pd.DataFrame") -> str:
-    kept = Counter(clips["video"])
+def _licences(videos: Sequence[Video], kept: Counter[str]) -> str:
     rows: dict[tuple[str, str], list[int]] = {}
     for v in videos:
         row = rows.setdefault((v.source or "not said", v.licence or "not said"), [0, 0, 0])

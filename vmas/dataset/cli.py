@@ -51,10 +51,23 @@ def build(
     ] = None,
     actors: Annotated[int, typer.Option(min=0, help="Ray: processes that hold the models; 0 = the workers do.")] = 0,
     gpus_per_actor: Annotated[float | None, typer.Option(min=0, help="Ray: default 1 with --device cuda.")] = None,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="A folder that holds a build of other rows or options becomes this one: rows that did not change are"
+            " not screened again, shards that stay the same are not made again.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts and an estimate of the cost only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
-    """Videos → WebDataset shards of clips with music, tokens and beat weights; a ledger says what was left out."""
+    """Videos → WebDataset shards of clips with music, tokens and beat weights; a ledger says what was left out.
+
+    What fails on one video or clip is recorded, and the run goes on; it is tried again when the command is given again.
+    The run stops when more than 5% of its videos, or of its clips, fail, and more than one: one alone never stops it.
+    A full disk or memory stops it too, and the same command then goes on from there.
+    """
     from vmas import config
     from vmas.dataset.build import build as build_dataset
     from vmas.dataset.manifest import read_manifest
@@ -82,7 +95,7 @@ def build(
         return
     where = _backend(backend, address, workers, actors, gpus_per_actor, device)
     say = lambda line: None if quiet else typer.echo(line, err=True)  # noqa: E731
-    typer.echo(build_dataset(videos, out, options, workers, device, not quiet, say, where).line())
+    typer.echo(build_dataset(videos, out, options, workers, device, not quiet, say, where, update).line())
 
 
 def _backend(

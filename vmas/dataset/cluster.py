@@ -101,7 +101,7 @@ class Ray:
         if not tasks:
             return
         ray = _ray()
-        blocks = max(-(-len(t.items) // self.block) for t in tasks)
+        blocks = max(-(-len(tasks[i].items) // self.block) for i in range(len(tasks)))
         width = max(WAVE, round(WAVE_PER_CPU * ray.cluster_resources().get("CPU", 1)))
         step = max(1, width // blocks)
         context = ray.data.DataContext.get_current().copy()
@@ -113,7 +113,8 @@ class Ray:
             with ray.data.DataContext.current(context), warnings.catch_warnings():
                 # The number of tries has no name of its own in map_batches yet.
                 warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-                wave = self._pipeline(job, tasks[start : start + step], blocks, tools)
+                some = [tasks[i] for i in range(start, min(start + step, len(tasks)))]
+                wave = self._pipeline(job, some, blocks, tools)
             for i, record in _records(wave):
                 yield start + i, record
 
@@ -150,11 +151,12 @@ class Ray:
 
 @dataclass
 class _Block:
-    """Items of a task on their way; `seconds` is what they took so far, per stage."""
+    """Items of a task on their way; `seconds` is what they took so far, per stage. `error` ends the run."""
 
     items: Sequence[Item]
     outcomes: list[Outcome]
     seconds: dict[str, float]
+    error: str = ""
 
 
 def _ray() -> Any:
@@ -215,7 +217,10 @@ def _advance(table: "pa.Table", spec: bytes, first: int, last: int) -> "pa.Table
     job, tools = _here(spec)
     block: _Block = pickle.loads(table["block"][0].as_py())
     steps = job.steps[first:last]
-    block.outcomes = [through(steps, item, o, tools) for item, o in zip(block.items, block.outcomes, strict=True)]
+    try:
+        block.outcomes = [through(steps, item, o, tools) for item, o in zip(block.items, block.outcomes, strict=True)]
+    except VmasError as e:  # Ray would bury the line under its own
+        block.error = block.error or str(e)
     _add(block.seconds, tools.take_seconds())
     return _table(table["task"][0].as_py(), table["head"][0].as_py(), block)
 
@@ -243,6 +248,8 @@ def _gather(table: "pa.Table", spec: bytes, blocks: int) -> "pa.Table":
         for data in table["block"]:
             block: _Block = pickle.loads(data.as_py())
             _add(seconds, block.seconds)
+            if block.error:
+                raise DataError(block.error)
             yield from block.outcomes
 
     try:

@@ -23,10 +23,16 @@ MP4_BYTES, FLAC_BYTES, ARRAY_BYTES = 0.035, 1.2, 10_000
 # the order of magnitude only; `timings.json` of a first run of 1000 videos is the better guide.
 GPU_S_PER_HOUR = {"demucs": 60.0, "clap": 10.0, "encodec": 15.0, "raft": 720.0}
 GPU_S_PER_VIDEO = {"clip": 0.05}
+# Assumed too: seconds of one core per hour of video that is looked at, and per hour of clips that are made. Measure
+# with `bench_dataset.py --only rates`, or take "video_hours_per_core_hour" of a first run's `timings.json`.
+CORE_S_LOOKED = {"probe": 1.0, "similarity": 10.0, "duplicates": 5.0}
+CORE_S_MADE = {"segments": 120.0, "vocals": 360.0, "genre": 30.0, "tokens": 60.0, "beats": 240.0, "shards": 120.0}
+STAGE_OF = {"demucs": "vocals", "clap": "genre", "encodec": "tokens", "raft": "beats"}
+ALWAYS = ("probe", "segments", "shards")
 
 
 def estimate(videos: Sequence[Video], options: Options) -> str:
-    """Counts, hours, GPU-hours and GB as text. Durations are the manifest's, else those of a few files."""
+    """Counts, hours, core-hours, GPU-hours and GB as text. Durations are the manifest's, else those of a few files."""
     here = [v for v in videos if v.path and Path(v.path).is_file()]
     lengths = [v.duration for v in videos if v.duration]
     said = f"durations of {len(lengths)} rows"
@@ -50,11 +56,17 @@ def estimate(videos: Sequence[Video], options: Options) -> str:
     gpu = sum(GPU_S_PER_HOUR[m] * hours for m, used in models.items() if used)
     if options.runs("similarity") and options.frames == "clip":
         gpu += GPU_S_PER_VIDEO["clip"] * len(videos)
+    on_gpu = {s for m, s in STAGE_OF.items() if models.get(m)}
+    on_gpu |= {"similarity"} if options.frames == "clip" else set()
+    made = {k: s for k, s in CORE_S_MADE.items() if (k in ALWAYS or options.runs(k)) and k not in on_gpu}
+    looked = {k: s for k, s in CORE_S_LOOKED.items() if (k in ALWAYS or options.runs(k)) and k not in on_gpu}
+    core = sum(looked.values()) * len(videos) * mean / 3600 + sum(made.values()) * hours
     lines = [
         f"videos        {len(videos)} ({len(here)} on this machine), {len(videos) * mean / 3600:.1f} h ({said})",
         f"clips         {total} of {p.clip.seconds:g} s before the filter",
         f"kept          {kept} clips, {hours:.1f} h" + (f", at the paper's share of {KEPT:.0%}" if share < 1 else ""),
         f"shards        {-(-kept // options.shard_size)} of {options.shard_size} clips, {gigabytes:.1f} GB",
+        f"core-hours    {core / 3600:.1f} (assumed rates, not measured here)",
         f"GPU-hours     {gpu / 3600:.1f} (assumed rates, not measured here)" if gpu else "GPU-hours     none",
     ]
     return "\n".join(lines)
@@ -85,7 +97,7 @@ def measured(timings: dict[str, Any], source="timings") -> Costs:
         raise DataError(f"{source}: a build that kept nothing says nothing of the costs")
 
     def total(screen: bool, on_gpu: bool) -> float:
-        return sum(s for k, s in seconds.items() if (k in SCREEN) == screen and (k in gpu) == on_gpu)
+        return sum(s for k, s in seconds.items() if (k in (*SCREEN, "splits")) == screen and (k in gpu) == on_gpu)
 
     return Costs(
         total(True, False) / videos,

@@ -12,8 +12,12 @@
 The names of DISCO-10M are those of its published tables (Lanzendörfer et al. 2023); other columns are left aside.
 """
 
+import contextlib
 import hashlib
+import os
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +42,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".m4v")
 _YOUTUBE = re.compile(r"(?:v=|youtu\.be/|/embed/|/shorts/)([A-Za-z0-9_-]{11})")
 MAX_ID = 64  # a clip's id adds its start
+ENDS = 1 << 16  # bytes; an mp4's tables lie at one of its ends
+READERS, CHUNK = 16, 4096
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,13 @@ def read_manifest(path, media=None) -> list[Video]:
         raise DataError(
             f"{path}: has none of the columns id, path and url; columns found: {', '.join(map(str, table.columns))}"
         )
-    columns = {ours: table[c].tolist() if c else [None] * len(table) for ours, c in names.items()}
+    # pandas' nullable columns hold NA, which no comparison tells from a value
+    columns = {
+        ours: [None if gone else x for x, gone in zip(table[c].tolist(), table[c].isna(), strict=True)]
+        if c
+        else [None] * len(table)
+        for ours, c in names.items()
+    }
     out, seen = [], {}
     for i in range(len(table)):
         one = _video(path, i, {k: v[i] for k, v in columns.items()}, Path(media) if media else None)
@@ -83,14 +95,27 @@ def read_manifest(path, media=None) -> list[Video]:
     return out
 
 
-def content_sha256(videos: list[Video]) -> str:
-    """Hash of the rows: files by name and size, so that a moved folder keeps its results."""
+def content_sha256(videos: Sequence[Video]) -> list[str]:
+    """A hash of every row: of what the manifest says, and of the file by name, size and its first and last `ENDS`
+    bytes, so that a moved folder keeps its results and a file that was replaced does not."""
+    out: list[str] = []
+    with ThreadPoolExecutor(READERS) as pool:  # a network's files take their time to open
+        for start in range(0, len(videos), CHUNK):
+            out += pool.map(_content, videos[start : start + CHUNK])
+    return out
 
-    def row(v: Video) -> list:
-        known = asdict(v) | {"path": Path(v.path).name}  # `video` still holds the path as the manifest has it
-        return [*known.values(), Path(v.path).stat().st_size if v.path and Path(v.path).is_file() else -1]
 
-    return sha256([row(v) for v in videos])
+def _content(v: Video) -> str:
+    size, ends = -1, ""
+    # A file that cannot be read is the probe's to report.
+    with contextlib.suppress(OSError), open(v.path or os.devnull, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        digest = hashlib.sha256(f.read(ENDS))
+        f.seek(max(0, size - ENDS))
+        digest.update(f.read(ENDS))
+        ends = digest.hexdigest()
+    known = asdict(v) | {"path": Path(v.path).name}  # `video` still holds the path as the manifest has it
+    return sha256([*known.values(), size, ends])
 
 
 def _read(path: Path) -> "pd.DataFrame":
@@ -109,7 +134,7 @@ def _read(path: Path) -> "pd.DataFrame":
 def _video(manifest: Path, i: int, row: dict, media: Path | None) -> Video:
     def text(key: str) -> str:
         value = row[key]
-        return "" if value is None or value != value else str(value).strip()
+        return "" if value is None else str(value).strip()
 
     def seconds(key: str) -> float:
         try:

@@ -35,8 +35,9 @@ class Backend(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
     def run(self, job: Job, tasks: Sequence[Any], tools: Tools) -> Results:
-        """(index, record) of every task as they are done. Records must not depend on where that was. Raises
-        DataError when workers keep dying. Closing the generator ends the work."""
+        """(index, record) of every task as they are done. Records must not depend on where that was. `tasks` may make
+        a task when it is asked for it, so only those at work are kept. Raises DataError when workers keep dying.
+        Closing the generator ends the work."""
         ...
 
 
@@ -62,14 +63,14 @@ def run(work: Work, tasks: Sequence[Any], tools: Tools, workers: int) -> Results
     workers = min(workers, len(tasks))
     if workers <= 1:
         with one_thread(tools.options):
-            for i, task in enumerate(tasks):
-                yield i, work(task, tools)
+            for i in range(len(tasks)):
+                yield i, work(tasks[i], tools)
         return
-    left = dict(enumerate(tasks))
+    left = set(range(len(tasks)))
     for _ in range(TRIES):
         try:
-            for i, result in _pooled(work, dict(left), tools, workers):
-                del left[i]
+            for i, result in _pooled(work, tasks, sorted(left), tools, workers):
+                left.discard(i)
                 yield i, result
             return
         except BrokenProcessPool:
@@ -77,16 +78,16 @@ def run(work: Work, tasks: Sequence[Any], tools: Tools, workers: int) -> Results
     raise DataError("a worker process died three times (memory?); run again with fewer workers")
 
 
-def _pooled(work: Work, tasks: dict[int, Any], tools: Tools, workers: int) -> Results:
+def _pooled(work: Work, tasks: Sequence[Any], left: list[int], tools: Tools, workers: int) -> Results:
     # Spawned, not forked: a fork of a process with running threads (torch, cv2) can hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tools.options, tools.device))
-    waiting = iter(tasks.items())
+    waiting = iter(left)
     running: dict[Future, int] = {}
 
     def submit() -> None:
-        for i, task in waiting:
-            running[pool.submit(_call, work, task)] = i
+        for i in waiting:
+            running[pool.submit(_call, work, tasks[i])] = i
             if len(running) >= IN_FLIGHT * workers:
                 return
 

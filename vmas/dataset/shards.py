@@ -10,6 +10,7 @@ JSON file is not finished.
 Format: https://github.com/webdataset/webdataset (one tar file is a run of samples, keyed up to the first dot).
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from vmas.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from vmas.config import Profile
 
@@ -37,6 +39,7 @@ OWNER = "vmas"  # every member's user and group: tar headers must not depend on 
 ABSENT = (-1, 0, 0)
 PARTS = ("offset", "size", "crc32")
 BLOCK = 512
+GROUP_ROWS = 8192  # of the index that are held back to be written together
 KEY, JSON = "__key__", "json"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _SUFFIX = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
@@ -99,8 +102,9 @@ def encode(value) -> bytes:
 def write_shard(path, samples: Iterable[dict[str, Any]], stats: dict[str, Any] | None = None) -> Shard:
     """Write one shard and its JSON file; equal samples give equal bytes, and the files appear whole or not at all.
 
-    A sample is {"__key__": id, suffix: value, ...} with values as in `encode`. Raises DataError for an id twice or
-    a bad name, and when the disk does not take it (a full disk leaves nothing behind).
+    A sample is {"__key__": id, suffix: value, ...} with values as in `encode`. `stats` is read after the last sample,
+    so that `samples` can fill it. Raises DataError for an id twice or a bad name, and when the disk does not take it
+    (a full disk leaves nothing behind).
     """
     from webdataset import TarWriter
 
@@ -276,32 +280,93 @@ def read_shards(folder, skip_bad: bool = False, bad: dict[str, str] | None = Non
         yield from read_shard(path, verify=False)
 
 
-def write_index(folder, shards: Iterable[Shard]) -> Path:
+def write_index(folder, shards: Sequence[Shard]) -> Path:
     """`index.parquet`, one row per sample (shard, id, its JSON's plain values, `<suffix>:offset`, `:size`, `:crc32`),
-    and `shards.parquet` with each shard's count, size, sha256 and statistics."""
+    and `shards.parquet` with each shard's count, size, sha256 and statistics.
+
+    `shards` come in the order of their names. They are gone through twice and none is kept, so that it may read each
+    when it is asked for it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     folder = Path(folder)
-    samples, counts = _tables(shards)
-    write_parquet(counts, folder / SHARDS)
-    write_parquet(samples, folder / INDEX)
+    samples, counts = pa.schema([]), pa.schema([])
+    for s in shards:
+        samples = pa.unify_schemas([samples, _samples(s).schema], promote_options="permissive")
+        counts = pa.unify_schemas([counts, _counts(s).schema], promote_options="permissive")
+    samples, counts = _ordered(samples, ("shard", "id")), _ordered(counts, ("shard", "samples", "bytes", "sha256"))
+    with _aside(folder / INDEX) as index, _aside(folder / SHARDS) as known:
+        with pq.ParquetWriter(index, samples) as a, pq.ParquetWriter(known, counts) as b:
+            waiting: list[pa.Table] = []
+            for s in shards:
+                b.write_table(_fitted(_counts(s), counts))
+                waiting.append(_fitted(_samples(s), samples))
+                if sum(map(len, waiting)) >= GROUP_ROWS:
+                    a.write_table(pa.concat_tables(waiting).combine_chunks())
+                    waiting = []
+            if waiting:
+                a.write_table(pa.concat_tables(waiting).combine_chunks())
     return folder / INDEX
 
 
+def _samples(s: Shard) -> "pa.Table":
+    """The rows of one shard in the index."""
+    import pyarrow as pa
+
+    known = s.rows or [{}] * len(s)
+    names = sorted({k for row in known for k in row} - {"shard", "id"})
+    columns: dict[str, Any] = {"shard": pa.array([s.name] * len(s), pa.string()), "id": pa.array(s.ids, pa.string())}
+    columns |= {k: pa.array([row.get(k) for row in known]) for k in names}
+    for suffix, members in sorted(s.members.items()):
+        columns |= {f"{suffix}:{part}": pa.array([m[i] for m in members], pa.int64()) for i, part in enumerate(PARTS)}
+    return pa.table(columns)
+
+
+def _counts(s: Shard) -> "pa.Table":
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([{"shard": s.name, "samples": len(s), "bytes": s.bytes, "sha256": s.sha256, **s.stats}])
+
+
+def _ordered(schema: "pa.Schema", first: Sequence[str]) -> "pa.Schema":
+    """The columns `first`, then the others by name, those of members and counts ("<name>:<part>") last."""
+    import pyarrow as pa
+
+    parts = {p: i for i, p in enumerate(PARTS)}
+
+    def place(name: str) -> tuple:
+        left, _, right = name.rpartition(":")
+        return (1, left, parts.get(right, 0), right) if left else (0, name)
+
+    return pa.schema([schema.field(k) for k in (*first, *sorted(set(schema.names) - set(first), key=place))])
+
+
+def _fitted(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
+    """`table` with the columns of `schema`: a member that a shard has not is ABSENT, a count of its statistics 0."""
+    import pyarrow as pa
+
+    def column(field):
+        if field.name in table.column_names:
+            return table[field.name].cast(field.type)
+        absent = ABSENT[0] if field.name.endswith(":offset") else 0 if ":" in field.name else None
+        return pa.array([absent] * len(table), field.type)
+
+    return pa.table([column(f) for f in schema], schema=schema)
+
+
 def _tables(shards: Iterable[Shard]) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    import pandas as pd
+    """What `write_index` would write."""
+    import pyarrow as pa
+
+    def joined(tables: list, first: Sequence[str]) -> "pd.DataFrame":
+        schema = pa.unify_schemas([t.schema for t in tables], promote_options="permissive")
+        schema = _ordered(schema, first)
+        return pa.concat_tables([_fitted(t, schema) for t in tables]).to_pandas()
 
     shards = sorted(shards, key=lambda s: s.name)
-    rows = []
-    for s in shards:
-        known = s.rows or [{}] * len(s)
-        rows += [{**row, "shard": s.name, "id": name} for name, row in zip(s.ids, known, strict=True)]
-    first = ["shard", "id"]
-    samples = pd.DataFrame(rows, columns=first + sorted({k for r in rows for k in r} - set(first)))
-    columns = {}
-    for suffix in sorted({k for s in shards for k in s.members}):
-        places = np.array([m for s in shards for m in s.members.get(suffix, [ABSENT] * len(s))], np.int64)
-        columns |= {f"{suffix}:{part}": places[:, i] for i, part in enumerate(PARTS)}
-    counts = [{"shard": s.name, "samples": len(s), "bytes": s.bytes, "sha256": s.sha256, **s.stats} for s in shards]
-    return pd.concat([samples, pd.DataFrame(columns)], axis=1), pd.DataFrame(counts)
+    counts = joined([_counts(s) for s in shards], ("shard", "samples", "bytes", "sha256"))
+    return joined([_samples(s) for s in shards], ("shard", "id")), counts
 
 
 def read_index(folder) -> tuple["pd.DataFrame", "pd.DataFrame"]:
@@ -362,12 +427,13 @@ def begin(out: Path, description: dict[str, Any]) -> bool:
             return True
         raise DataError(f"{out}: holds another dataset; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    for path in [*out.glob("shard-*.tar"), *out.glob("shard-*.json"), *out.glob(".shard-*")]:
+    for path in [*out.glob("shard-*.tar"), *out.glob("shard-*.json")]:
         path.unlink()
+    remove_asides(out)
     return False
 
 
-def finish(out: Path, done: Iterable[Shard], description: dict[str, Any]) -> None:
+def finish(out: Path, done: Sequence[Shard], description: dict[str, Any]) -> None:
     """Write the index and, last, `dataset.json`: a folder that has it is complete."""
     write_index(out, done)
     write_text(out / MARK, json.dumps(description, indent=1, sort_keys=True) + "\n")
@@ -375,22 +441,36 @@ def finish(out: Path, done: Iterable[Shard], description: dict[str, Any]) -> Non
 
 def write_text(path: Path, text: str) -> None:
     """Write a file aside and rename it, so that it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _aside(path) as aside, open(aside, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
 
 
 def write_parquet(table: "pd.DataFrame", path: Path) -> None:
     """As `write_text`, for a table."""
+    with _aside(path) as aside:
+        table.to_parquet(aside, index=False)
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        table.to_parquet(aside, index=False)
+        yield aside
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+_ASIDE = re.compile(
+    r"\.(shard-\d{6}\.(tar|json)|index\.parquet|shards\.parquet|rejected\.parquet|dataset\.json|dataset_card\.md"
+    r"|timings\.json|plan\.json|(screen|train|val|test)-[0-9a-f]+\.json)\.\d+"
+)
+
+
+def remove_asides(folder: Path) -> None:
+    """What a killed process was writing; files of other names stay."""
+    for path in folder.glob(".*"):
+        if _ASIDE.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -5,7 +5,9 @@ makes the record of the task from what came out. In one process (`Job.__call__`)
 is begun, so that only one is in memory; `vmas.dataset.cluster` runs the same functions as stages of a pipeline.
 """
 
+import errno
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,19 +17,24 @@ from vmas.config import sha256
 from vmas.dataset import shards, stages
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Clip, Options, Rejected, State, Tools
+from vmas.errors import DataError
 
 REJECTED, FAILED = "rejected", "failed"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+STATS = 1  # raised when what a shard's statistics count changes: its mark is then made anew
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the ledger: what a video or clip was left out for. `kind` tells a decision from an error."""
+    """One line of the ledger: what a video or clip was left out for. `kind` tells a decision from an error;
+    `seconds` (not in the ledger) is what of a video had been found usable before."""
 
     id: str
     stage: str
     kind: str
     reason: str
     score: float | None = None
+    seconds: float = 0.0
 
 
 Item = Video | Clip
@@ -36,34 +43,37 @@ Outcome = State | Row  # where an item stands: its state, or why it was left out
 
 @dataclass(frozen=True)
 class Block:
-    """Videos to screen."""
+    """Videos to screen; `head` is id → what the result is kept under, and goes into the record."""
 
     items: Sequence[Video]
-    head: None = None
+    head: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class ShardHead:
-    """What the last step needs of a shard beside its clips: the tar file to write and the task's key."""
+    """What the last step needs of a shard beside its clips: the tar file to write, the task's key, s of a clip."""
 
     path: str
     key: str
+    seconds: float
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Clips to make, in the order of the shard."""
+    """Clips to make, in the order of the shard. `made_by` hashes what they depend on beside their videos."""
 
     path: str
     items: Sequence[Clip]
+    made_by: str = ""
+    seconds: float = 0.0  # of a clip
 
     @property
     def head(self) -> ShardHead:
-        return ShardHead(self.path, self.key)
+        return ShardHead(self.path, self.key, self.seconds)
 
     @property
     def key(self) -> str:
-        return sha256([[c.name, c.known] for c in self.items])
+        return sha256(STATS, self.made_by, [[c.name, c.known] for c in self.items])
 
 
 class Job:
@@ -85,7 +95,8 @@ class Job:
 
 
 def through(steps, item: Item, outcome: Outcome, tools: Tools) -> Outcome:
-    """`outcome` after some steps; what a step raises becomes a line of the ledger."""
+    """`outcome` after some steps; what a step raises becomes a line of the ledger. Raises DataError for what is the
+    machine's fault and would hit the next item too: a full or broken disk, no memory."""
     name = item.id if isinstance(item, Video) else item.name
     video = item if isinstance(item, Video) else item.video
     try:
@@ -93,27 +104,45 @@ def through(steps, item: Item, outcome: Outcome, tools: Tools) -> Outcome:
             if isinstance(outcome, Row):
                 break
             outcome = step(item, outcome, tools)
-    except Rejected as e:
-        return Row(name, e.stage, REJECTED, e.reason, None if math.isnan(e.score) else round(e.score, 6))
     except Exception as e:  # whatever one video does to a decoder or a model must not end the run
+        seconds = float(outcome.get("seconds", 0.0)) if isinstance(outcome, dict) else 0.0
+        if isinstance(e, Rejected):
+            score = None if math.isnan(e.score) else round(e.score, 6)
+            return Row(name, e.stage, REJECTED, e.reason, score, seconds)
+        if problem := _machines(e):
+            raise DataError(f"{problem} (stage {tools.stage}, {name}); the same command goes on from here") from e
         reason = " ".join(str(e).split()).replace(video.path, Path(video.path).name)  # no machine's paths
-        return Row(name, tools.stage, FAILED, f"{type(e).__name__}: {reason[:300]}")
+        return Row(name, tools.stage, FAILED, f"{type(e).__name__}: {reason[:300]}", seconds=seconds)
     return outcome
 
 
+def _machines(e: BaseException | None) -> str:
+    """What is wrong with the machine, "" where the item may be to blame; looked for in what `e` was raised from."""
+    while e is not None:
+        if isinstance(e, MemoryError):
+            return "out of memory: run again with fewer workers"
+        if isinstance(e, OSError):
+            # FFmpeg says EIO of files that end too soon
+            broken = e.errno == errno.EIO and not type(e).__module__.startswith("av")
+            if e.errno in FULL or broken:
+                return f"{e.filename or 'disk'}: {e.strerror or e}" + (": free some space" if e.errno in FULL else "")
+        e = e.__cause__ or e.__context__
+    return ""
+
+
 class Screen(Job):
-    """The first phase. The record's "known" is id → what `stages.fingerprint` found."""
+    """The first phase. The record's "known" is id → what `stages.fingerprint` found, its "keys" the task's head."""
 
     steps = stages.SCREEN_STEPS
 
-    def gather(self, head: None, outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    def gather(self, head: dict[str, str] | None, outcomes: Iterable[Outcome]) -> dict[str, Any]:
         known, rows = {}, []
         for o in outcomes:
             if isinstance(o, Row):
                 rows.append(asdict(o))
             else:
                 known[o["id"]] = {k: v for k, v in o.items() if k != "id"}
-        return {"known": known, "rows": rows}
+        return {"known": known, "rows": rows, "keys": head}
 
     def has_models(self, options: Options) -> bool:
         return "similarity" in options.models()
@@ -125,20 +154,41 @@ class Make(Job):
     steps = stages.CLIP_STEPS
 
     def gather(self, head: ShardHead, outcomes: Iterable[Outcome]) -> dict[str, Any]:
-        rows = []
+        rows: list[Row] = []
+        metas: list[dict[str, Any]] = []
+        stats: dict[str, Any] = {}
 
         def samples() -> Iterable[State]:
             for o in outcomes:
                 if isinstance(o, Row):
-                    rows.append(asdict(o))
+                    rows.append(o)
                 else:
+                    metas.append(o[shards.JSON])
                     yield o
+            stats.update(statistics(rows, metas, head.seconds))
 
-        shard = shards.write_shard(head.path, samples())
+        shard = shards.write_shard(head.path, samples(), stats)
         if not len(shard):
             Path(head.path).unlink()
             Path(head.path).with_suffix(".json").unlink()
-        return {"key": head.key, "rows": rows, "sha256": shard.sha256 if len(shard) else None}
+        made = {"clips": len(rows) + len(metas), "sha256": shard.sha256 if len(shard) else None}
+        return {"key": head.key, "rows": [asdict(r) for r in rows], **made}
 
     def has_models(self, options: Options) -> bool:
         return any(s != "similarity" for s in options.models())
+
+
+def statistics(rows: Sequence[Row], metas: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What is counted of one shard, from its clips that were left out and the JSON of those that stay.
+
+    `clips_in`, `clips_out`, `hours`, means of `similarity` and `removed` where their stages ran, and counts
+    `rejected:<stage>`, `failed:<stage>`, `genre:<name>`. No times: equal shards have equal statistics.
+    """
+    out: dict[str, Any] = {"clips_in": len(rows) + len(metas), "clips_out": len(metas)}
+    out["hours"] = round(len(metas) * seconds / 3600, 6)
+    for name in ("similarity", "removed"):
+        if values := [m[name] for m in metas if name in m]:
+            out[name] = round(math.fsum(values) / len(values), 6)
+    counts = Counter(f"{r.kind}:{r.stage}" for r in rows)
+    counts.update(f"genre:{m['genre']}" for m in metas if "genre" in m)
+    return out | dict(sorted(counts.items()))

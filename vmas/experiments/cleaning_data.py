@@ -98,7 +98,7 @@ def build(
     if not (out / shards.MARK).is_file():
         say(f"dirty corpus and its shards ({', '.join(get(name).filters) or 'no filter'})")
         made = dirty.make(profile, workers, progress, recipe(profile))
-        build_shards(made.videos, out, options(profile, name), workers, progress=progress, say=say)
+        build_shards(made.videos, out, options(profile, name), workers, progress=progress, say=say, update=True)
     return out / "train"
 
 

@@ -125,7 +125,7 @@ def run(
     made = dirty.make(profile, workers, progress)
     o, workers = options(profile, checkpoints, separator), workers or os.cpu_count() or 1
     out = folder(profile, checkpoints, separator)
-    build(made.videos, out, o, workers, progress=progress, say=say)
+    build(made.videos, out, o, workers, progress=progress, say=say, update=True)  # the folder is this build's own
     names = [f.name for f in dataclasses.fields(Found)]
     kept = [out.with_name(f"{out.name}-{name}.parquet") for name in names]
     if not all(f.is_file() for f in kept):

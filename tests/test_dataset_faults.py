@@ -1,0 +1,305 @@
+"""The builder when things go wrong or change: kills in every phase, full disks, replaced files, more rows."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from dataset_files import checkpoints, content, folder_of_videos, options, video
+
+import vmas.dataset
+from vmas import cli
+from vmas.dataset import shards, stages, tasks
+from vmas.dataset.build import _Progress, build
+from vmas.dataset.manifest import Video, content_sha256, read_manifest
+from vmas.dataset.stages import Clip, Tools
+from vmas.dataset.tasks import Make, Row, ShardTask, statistics
+from vmas.errors import DataError
+
+HERE = Path(__file__).parent
+FAST = ("vocals", "genre", "tokens", "beats")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    folder_of_videos(folder)
+    checkpoints(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(root):
+    return read_manifest(root / "videos.csv")
+
+
+@pytest.fixture(scope="module")
+def plain(root, videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("plain") / "out"
+    return build(videos, out, options(root, test=1, skip=FAST), workers=1, progress=False)
+
+
+def make(videos, out, root, **changes):
+    skip = changes.pop("skip", FAST)
+    update = changes.pop("update", False)
+    return build(videos, out, options(root, skip=skip, **changes), workers=1, progress=False, update=update)
+
+
+@pytest.mark.slow
+def test_kill_9_at_seeded_moments_of_every_phase_and_two_runs_on_one_folder(root, tmp_path):
+    line = [sys.executable, str(HERE / "dataset_kills.py"), str(root), str(tmp_path), "7"]
+    env = os.environ | {"PYTHONPATH": str(HERE.parent)}  # a script finds its own folder alone
+    done = subprocess.run(line, capture_output=True, text=True, timeout=500, env=env)
+    assert done.returncode == 0, done.stderr
+    *kills, two = map(json.loads, done.stdout.splitlines())
+    assert {k["phase"] for k in kills} == {"screening", "making", "finishing"}
+    for k in kills:
+        assert (k["killed"], k["again"], k["same"], k["asides"]) == (-9, 0, True, []), k
+        assert not k["whole"] or k["n"] == k["of"], k  # dataset.json is the last thing to appear
+    assert (two["one"], two["two"], two["same"]) == (0, 3, True)
+    assert "another run is building here" in done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_full_disk_in_a_stage_stops_the_run_and_is_no_fault_of_the_clip(
+    plain, root, videos, tmp_path, monkeypatch, number
+):
+    real, calls = stages._mp4, []
+
+    def full(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise OSError(number, os.strerror(number), "clip.mp4")
+        return real(*args)
+
+    monkeypatch.setattr(stages, "_mp4", full)
+    with pytest.raises(DataError) as e:
+        make(videos, tmp_path / "out", root, test=1)
+    assert str(e.value).startswith(f"clip.mp4: {os.strerror(number)}")
+    assert "the same command goes on from here" in str(e.value)
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert sorted(p.name for p in (tmp_path / "out" / "train").iterdir()) == ["shard-000000.json", "shard-000000.tar"]
+    monkeypatch.undo()
+    make(videos, tmp_path / "out", root, test=1)
+    assert content(tmp_path / "out") == content(plain.out)
+
+
+def test_what_is_the_machines_fault_is_found_in_the_cause():
+    import av
+
+    from vmas.errors import MediaError
+
+    def outcome(step):
+        return tasks.through([step], Video("a", "", "a"), {}, Tools(None))
+
+    def wrapped(item, state, tools):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as e:
+            raise MediaError("clip.mp4", "cannot be written") from e
+
+    def memory(item, state, tools):
+        np.empty(1 << 60, np.uint8)
+
+    def short(item, state, tools):  # FFmpeg says so of a file that ends too soon
+        raise av.error.OSError(errno.EIO, "Input/output error", "a.mp4")
+
+    with pytest.raises(DataError, match=r"No space left.*stage probe, a"):
+        outcome(wrapped)
+    with pytest.raises(DataError, match="out of memory: run again with fewer workers"):
+        outcome(memory)
+    assert outcome(short).kind == "failed"
+
+
+def test_asides_of_every_file_are_removed_and_others_stay(plain, root, videos, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(plain.out, out)
+    half = [f"train/.{n}.99" for n in ("index.parquet", "shards.parquet", "dataset.json", "shard-000003.tar")]
+    half += [f".{n}.99" for n in ("rejected.parquet", "dataset_card.md", "timings.json", "dataset.json")]
+    half += [f".build/.{n}.99" for n in ("plan.json", "screen-0123456789abcdef.json", "train-000001.json")]
+    theirs = ["train/.nfs0001", ".gitignore", "train/.shard.99"]
+    for name in half + theirs:
+        (out / name).write_bytes(b"half")
+    make(videos, out, root, test=1)
+    assert [n for n in half if (out / n).exists()] == []
+    assert [n for n in theirs if (out / n).exists()] == theirs
+
+
+def test_failures_are_counted_as_they_come():
+    state = _Progress(100, "clips")
+    for i in range(5):
+        state.add([Row(f"a{i}", "probe", "failed", "E: x"), Row(f"b{i}", "segments", "rejected", "silent")])
+    with pytest.raises(DataError, match=r"6 of 100 clips failed, more than 5%: 5 x probe: E: x; 1 x beats: E: y"):
+        state.add([Row("c", "beats", "failed", "E: y")])
+    one = _Progress(2, "videos")  # one alone never stops a run
+    one.add([Row("a", "probe", "failed", "E: x")])
+    with pytest.raises(DataError, match="2 of 2 videos"):
+        one.add([Row("b", "probe", "failed", "E: x")])
+
+
+def test_nullable_columns_of_a_parquet_manifest(tmp_path):
+    table = pd.DataFrame(
+        {
+            "id": pd.array(["a", None], "string"),
+            "path": pd.array(["a.mp4", "b.mp4"], "string"),
+            "artist": pd.array([pd.NA, "x"], "string"),
+            "start": pd.array([pd.NA, 2], "Int64"),
+            "duration": pd.array([1.5, pd.NA], "Float64"),
+        }
+    )
+    table.to_parquet(tmp_path / "m.parquet")
+    a, b = read_manifest(tmp_path / "m.parquet")
+    assert (a.id, a.artist, a.start, a.duration) == ("a", "", 0.0, 1.5)
+    assert (b.id, b.artist, b.start, b.duration) == ("b", "x", 2.0, 0.0)
+
+
+def test_a_file_replaced_by_one_of_equal_size_is_another_row(plain, root, videos, tmp_path):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(root, folder)
+    rows = read_manifest(folder / "videos.csv")
+    assert content_sha256(rows) == content_sha256(videos)  # a moved folder keeps its results
+    shutil.copytree(plain.out, out)
+    data = (folder / "v0.mp4").read_bytes()
+    (folder / "v0.mp4").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    changed = [v.id for v, a, b in zip(rows, content_sha256(rows), content_sha256(videos), strict=True) if a != b]
+    assert changed == ["v0"]
+    with pytest.raises(DataError, match="another manifest"):
+        make(rows, out, root, test=1)
+
+
+def test_more_rows_are_screened_alone_and_the_bytes_are_those_of_a_new_build(root, videos, tmp_path, monkeypatch):
+    for i in range(2):
+        video(tmp_path / f"more{i}.mp4", 300 + i)
+    more = [*videos, *(Video(f"more{i}", str(tmp_path / f"more{i}.mp4"), f"more{i}") for i in range(2))]
+    out = tmp_path / "out"
+    make(videos, out, root)
+    before = (out / "train" / "shard-000000.tar").stat().st_mtime_ns
+    seen, look = [], stages.look
+    steps = (lambda v, s, t: seen.append(v.id) or look(v, s, t), *stages.SCREEN_STEPS[1:])
+    monkeypatch.setattr(tasks.Screen, "steps", steps)
+    with pytest.raises(DataError, match="give --update"):
+        make(more, out, root)
+    assert make(more, out, root, update=True).kept["train"] == 18
+    assert seen == ["more0", "more1"]
+    assert (out / "train" / "shard-000000.tar").stat().st_mtime_ns == before
+    assert content(out) == content(make(more, tmp_path / "new", root).out)
+    # And back, with other clips: nothing of what was more stays, nothing is screened.
+    seen.clear()
+    make(videos, out, root, update=True, clips_per_video=1, test=1)
+    assert seen == []
+    assert content(out) == content(make(videos, tmp_path / "back", root, clips_per_video=1, test=1).out)
+    make(videos, out, root, update=True, clips_per_video=1)
+    assert not (out / "test").exists()
+
+
+def test_an_update_that_was_stopped_goes_on_and_is_not_whole_meanwhile(plain, root, videos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    make(videos, out, root)
+    monkeypatch.setattr(Make, "__call__", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full", "x")))
+    with pytest.raises(DataError, match="x: cannot be written: full"):
+        make(videos, out, root, update=True, test=1)
+    assert not list(out.rglob("dataset.json"))
+    monkeypatch.undo()
+    make(videos, out, root, test=1)
+    assert content(out) == content(plain.out)
+
+
+def test_statistics_by_hand():
+    rows = [
+        Row("a", "segments", "rejected", "silent"),
+        Row("b", "tokens", "failed", "E"),
+        Row("c", "segments", "rejected", "x"),
+    ]
+    metas = [{"similarity": 0.2, "removed": 0.5, "genre": "rock"}, {"similarity": 0.4, "removed": 0.0, "genre": "rock"}]
+    assert statistics(rows, metas, 10.0) == {
+        "clips_in": 5,
+        "clips_out": 2,
+        "hours": round(20 / 3600, 6),
+        "similarity": 0.3,
+        "removed": 0.25,
+        "failed:tokens": 1,
+        "genre:rock": 2,
+        "rejected:segments": 2,
+    }
+    assert statistics([], [{}], 1.0) == {"clips_in": 1, "clips_out": 1, "hours": 0.000278}
+
+
+def test_shards_have_statistics(plain, root, videos, tmp_path):
+    samples, known = shards.read_index(plain.out / "train")
+    assert known["clips_out"].tolist() == samples.groupby("shard").size().tolist()
+    by_hand = samples.groupby("shard")["similarity"].mean().to_numpy()
+    np.testing.assert_allclose(known["similarity"], by_hand, atol=2e-6)
+    np.testing.assert_allclose(known["hours"], known["clips_out"] * 1.5 / 3600, atol=1e-6)
+    # The silent video's two clips lie in one shard or two; all that went in came out or is counted.
+    gone = known["rejected:segments"] if "rejected:segments" in known else 0 * known["clips_in"]
+    assert (known["clips_in"] - known["clips_out"] - gone).tolist() == [0] * len(known)
+    mark = shards.read_mark(plain.out / "train" / "shard-000000.tar")
+    assert mark is not None
+    assert mark.stats["clips_out"] == 3
+
+
+def test_index_is_that_of_the_marks_in_parts(plain, tmp_path, monkeypatch):
+    out = tmp_path / "train"
+    shutil.copytree(plain.out / "train", out)
+    one = shards.read_index(out)
+    marks = [shards.read_mark(p) for p in sorted(out.glob("*.tar"))]
+    monkeypatch.setattr(shards, "GROUP_ROWS", 4)
+    shards.write_index(out, marks)
+    for a, b in zip(one, shards.read_index(out), strict=True):
+        pd.testing.assert_frame_equal(a, b)
+    (out / shards.INDEX).unlink()
+    for a, b in zip(one, shards.read_index(out), strict=True):
+        pd.testing.assert_frame_equal(a, b)
+
+
+def test_open_takes_the_folder_of_a_build(plain, tmp_path):
+    assert len(vmas.dataset.open(plain.out, fields=["frames"])) == plain.kept["train"]
+    assert vmas.dataset.open(plain.out, split="test", fields=["frames"]).folder == plain.out / "test"
+    assert vmas.dataset.open(plain.out / "test", fields=["frames"]).folder == plain.out / "test"
+    with pytest.raises(DataError, match="holds no split 'val', but test, train"):
+        vmas.dataset.open(plain.out, split="val")
+    with pytest.raises(DataError, match="holds no shards"):
+        vmas.dataset.open(tmp_path)
+
+
+def test_hours_and_rates_are_recorded(plain, videos):
+    timings = json.loads((plain.out / "timings.json").read_text())
+    # 4 s each of 7 good videos, still, silent and copy; short holds 1 s and never was usable
+    assert timings["video_hours"] == pytest.approx(10 * 4 / 3600, rel=0.02)
+    assert timings["made_hours"] == pytest.approx((2 * 7 + 2) * 1.5 / 3600, abs=1e-6)
+    for stage, hours in (("similarity", "video_hours"), ("segments", "made_hours")):
+        rate = timings[hours] * 3600 / timings["seconds"][stage]
+        assert timings["video_hours_per_core_hour"][stage] == pytest.approx(rate, rel=0.02)
+    assert "video-hours per core-hour: " in plain.line()
+    assert f"segments {plain.rates['segments']:.0f}" in plain.line()
+
+
+def test_tasks_are_made_when_asked_for(root, tmp_path):
+    from vmas.dataset.layout import Tasks
+
+    rows = [Video(f"v{i}", "", f"v{i}") for i in range(50)]
+    found = {v.id: {"seconds": 1.5 * (i % 4), "pictures": [1]} for i, v in enumerate(rows)}
+    splits = {v.id: ("val" if i % 5 == 0 else "train") for i, v in enumerate(rows)}
+    made = Tasks(tmp_path, rows, found, splits, {v.id: v.id for v in rows}, options(root, shard_size=7), "key")
+    for split in ("train", "val"):
+        clips = [c for i, (s, _) in enumerate(made.where) if s == split for c in made[i].items]
+        expected = [(v.id, 1.5 * k) for i, v in enumerate(rows) if splits[v.id] == split for k in range(i % 4)]
+        assert [(c.video.id, c.start_s) for c in clips] == expected
+    assert made.clips == sum(i % 4 for i in range(50))
+    assert all(len(made[i].items) <= 7 for i in range(len(made)))
+    assert made[0].key != ShardTask(made[0].path, made[0].items, "other").key
+    assert made[0].items[0] == Clip(rows[1], 0.0, {"seconds": 1.5, "row": "v1"})
+
+
+def test_help_states_when_a_run_stops(capsys):
+    assert cli.main(["dataset", "build", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "more than 5% of its videos" in said
+    assert "--update" in said

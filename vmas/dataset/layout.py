@@ -1,0 +1,154 @@
+"""A build's folder: the plan it holds, the shards it is going to hold, and what is taken away again.
+
+    DIR/<split>/shard-*.tar, shard-*.json, index.parquet, shards.parquet, dataset.json
+    DIR/rejected.parquet, dataset_card.md, timings.json, dataset.json (last: a folder that has it is complete)
+    DIR/.build/plan.json, lock, screen-*.json (what is known of some videos), <split>-*.json (a shard is made)
+
+Nothing here keeps a clip in memory: tasks are put together and marks are read one at a time.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmas.dataset import shards, stages
+from vmas.dataset.manifest import Video
+from vmas.dataset.stages import Clip, Options
+from vmas.dataset.tasks import ShardTask
+from vmas.errors import DataError
+
+WORK, LOCK, PLAN = ".build", "lock", "plan.json"
+SPLITS = ("train", "val", "test")
+FORMAT = 2
+FOR_COMPARING = ("pictures", "sound", "quality")  # what no clip depends on
+
+
+def begin(out: Path, plan: dict[str, Any], update: bool) -> None:
+    """Make the folder ready for `plan`. Raises DataError when it holds something else and `update` is not given."""
+    path, plan = out / WORK / PLAN, {"format": FORMAT, **plan}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        before = {}
+    if before is None and (any(out.glob("*/*.tar")) or any(out.glob("*.tar"))):
+        raise DataError(f"{out}: holds shards that this command did not make; name another folder")
+    if before not in (None, plan):
+        if not update:
+            raise DataError(
+                f"{out}: holds a build of another manifest, other options or models; name another folder,"
+                " or give --update to change this one"
+            )
+        for folder in (out, *(out / s for s in SPLITS)):  # nobody must take it for whole meanwhile
+            _unfinish(folder)
+    if before != plan:
+        shards.write_text(path, json.dumps(plan) + "\n")
+    for folder in (out, out / WORK, *(out / s for s in SPLITS)):
+        shards.remove_asides(folder)
+
+
+def _unfinish(folder: Path) -> None:
+    for name in (shards.MARK, shards.INDEX, shards.SHARDS):
+        (folder / name).unlink(missing_ok=True)
+
+
+class Tasks(Sequence[ShardTask]):
+    """The shards of a build in order, `names` being those of their records; each is put together when asked for.
+
+    `found` id → what the screening says, `splits` id → split, `content` id → hash of the row, `made_by` of the rest.
+    """
+
+    def __init__(self, out: Path, videos: Sequence[Video], found, splits, content, options: Options, made_by: str):
+        self.out, self.found, self.content, self.options, self.made_by = out, found, content, options, made_by
+        self.videos: dict[str, list[Video]] = {}
+        self.ends: dict[str, np.ndarray] = {}  # int64 [videos]: clips up to the end of each
+        self.where: list[tuple[str, int]] = []
+        for split in SPLITS:
+            here = [v for v in videos if splits.get(v.id) == split]
+            ends = np.cumsum([len(self._starts(v)) for v in here], dtype=np.int64)
+            self.videos[split], self.ends[split] = here, ends
+            n = int(ends[-1]) if len(ends) else 0
+            self.where += [(split, i) for i in range(-(-n // options.shard_size))]
+        self.names = [f"{split}-{i:06d}" for split, i in self.where]
+        self.clips = sum(int(e[-1]) for e in self.ends.values() if len(e))
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, i) -> Any:  # a ShardTask
+        split, n = self.where[i]
+        size, ends = self.options.shard_size, self.ends[split]
+        first, last = n * size, min((n + 1) * size, int(ends[-1]))
+        clips: list[Clip] = []
+        k = int(np.searchsorted(ends, first, side="right"))
+        skip = first - (int(ends[k - 1]) if k else 0)
+        while len(clips) < last - first:
+            clips += self._clips(self.videos[split][k])[skip:]
+            k, skip = k + 1, 0
+        return ShardTask(str(self.path(i)), clips[: last - first], self.made_by, self.options.profile.clip.seconds)
+
+    def path(self, i: int) -> Path:
+        split, n = self.where[i]
+        return self.out / split / shards.shard_name(n)
+
+    def _starts(self, v: Video) -> list[float]:
+        return stages.segment_starts(v, self.found[v.id]["seconds"], self.options)
+
+    def _clips(self, v: Video) -> list[Clip]:
+        known = {k: x for k, x in self.found[v.id].items() if k not in FOR_COMPARING} | {"row": self.content[v.id]}
+        return [Clip(v, start, known) for start in self._starts(v)]
+
+
+class Some(Sequence[Any]):
+    """Those of `every` at the positions `chosen`."""
+
+    def __init__(self, every: Sequence[Any], chosen: Sequence[int]):
+        self.every, self.chosen = every, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i) -> Any:
+        return self.every[self.chosen[i]]
+
+
+class Marks(Sequence[shards.Shard]):
+    """What is known of finished shards, read from beside each when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i) -> Any:  # a Shard
+        mark = shards.read_mark(self.paths[i])
+        if mark is None:
+            raise DataError(f"{self.paths[i]}: was changed while the build ran; run the same command again")
+        return mark
+
+    def __iter__(self) -> Iterator[shards.Shard]:
+        return (self[i] for i in range(len(self)))
+
+
+def tidy(out: Path, made: dict[str, list[Path]], names: Sequence[str]) -> None:
+    """Take away the shards and records of a run that had planned others, and what killed workers were writing."""
+    known = {*names}
+    for split in SPLITS:
+        keep = {*made[split]}
+        for path in (out / split).glob("shard-*.tar"):
+            if path not in keep:
+                path.unlink()
+        for path in (out / split).glob("shard-*.json"):
+            if path.with_suffix(".tar") not in keep:
+                path.unlink()
+        for path in (out / WORK).glob(f"{split}-*.json"):
+            if path.stem not in known:
+                path.unlink()
+        shards.remove_asides(out / split)
+        if not keep and (out / split).is_dir():
+            _unfinish(out / split)
+            if not any((out / split).iterdir()):
+                (out / split).rmdir()
