@@ -200,8 +200,8 @@ def screen_key(options: Options, keys: dict[str, str]) -> str:
     """Hash of what the screening of a video depends on."""
     o = options
     versions = {s: VERSIONS[s] for s in SCREEN if o.runs(s)}
-    quality = [o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
-    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"), *o.splits(), *quality)
+    quality = [*o.splits(), o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
+    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"), *quality)
 
 
 def make_key(options: Options, keys: dict[str, str]) -> str:
