@@ -326,6 +326,72 @@ def test_importing_costs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_what_is_played_does_not_clip(model, tmp_path, monkeypatch):
+    """AAC overshoots what it is given: short bursts of a square wave at the ceiling come back above full scale."""
+    t = np.arange(40000) / RATE
+    loud = (np.sign(np.sin(2 * np.pi * 400 * t)) * np.exp(-60 * (t % 0.4))).astype(np.float32)
+    monkeypatch.setattr(generate, "music_for", lambda *_: loud)
+    one = video(tmp_path / "a.mp4")
+    once = tmp_path / "once.mp4"
+    media.mux(one, loudness.finish(loud, RATE)[None], RATE, once)
+    assert np.abs(media.read_audio(once, RATE)).max() > 1, "the case that is tested for"
+    generate_videos(one, out=tmp_path / "b.mp4", model=model, progress=False)
+    assert np.abs(media.read_audio(tmp_path / "b.mp4", RATE)).max() <= 1
+
+
+def test_an_unexpected_failure_of_one_video_is_a_line(model, tmp_path, capsys, monkeypatch):
+    videos = [video(tmp_path / f"{n}.mp4") for n in "ab"]
+    make = generate.music_for
+
+    def music(m, path, *rest):
+        if path.stem == "a":
+            raise ValueError("broken\nin two lines")
+        return make(m, path, *rest)
+
+    monkeypatch.setattr(generate, "music_for", music)
+    summary = generate_videos(videos, out=tmp_path / "out", model=model, progress=False)
+    assert summary.exit_code == 1
+    err = capsys.readouterr().err
+    assert "a.mp4: unexpected ValueError: broken in two lines (--debug shows where)" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "out" / "b.vmas.mp4").is_file()
+    generate_videos(videos[:1], out=tmp_path / "out", model=model, progress=False, debug=True)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_name_that_ends_in_a_slash_is_a_folder(model, tmp_path):
+    one = video(tmp_path / "a.mp4")
+    assert cli_out(plan_outputs([one], tmp_path / "res.v1", named_as_folder=True)) == ["res.v1/a.vmas.mp4"]
+    with pytest.raises(UsageError, match="unknown kind"):
+        plan_outputs([one], tmp_path / "res.v1")
+    generate_videos(one, out=f"{tmp_path}/res.v1/", model=model, progress=False)
+    assert (tmp_path / "res.v1" / "a.vmas.mp4").is_file()
+
+
+def cli_out(plan) -> list[str]:
+    return ["/".join(p.parts[-2:]) for p in plan]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared media are not here")
+def test_the_committed_model_scores_real_videos(tmp_path):
+    """As a user starts it: exact length, 32 kHz, -30 to -10 LUFS, no clipping, a bar, the same again by seed."""
+    line = [sys.executable, "-m", "vmas", "generate", SHARED / "dog.mp4", SHARED / "sample.mp4", "-v", "-o"]
+    for out in ("one", "two"):
+        done = subprocess.run([*line, f"{tmp_path / out}/"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "peak memory" in done.stdout
+    for name, seconds in (("dog", 5.0), ("sample", 5.1)):
+        files = [tmp_path / out / f"{name}.vmas.mp4" for out in ("one", "two")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        about = media.probe(files[0])
+        assert about.duration_s == pytest.approx(seconds, abs=0.05)
+        wav = media.read_audio(files[0], RATE)
+        assert wav.shape[1] == pytest.approx(seconds * RATE, abs=RATE * 0.05)
+        assert np.abs(wav).max() <= 1
+        assert -30 < loudness.loudness(wav, RATE) < -10
+        assert np.abs(wav[:, -32:]).max() < 0.05 > np.abs(wav[:, :32]).max()
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared media are not here")
 def test_real_videos(model, tmp_path):
     names = ["dog.mp4", "sample.mp4"]

@@ -252,6 +252,9 @@ def _is_done(target: Path, mark: str) -> bool:
         return False
 
 
+ENCODINGS = 3  # times that an output's sound is encoded at most, more quietly each time
+
+
 def _length(video: Path, duration: float | None) -> float:
     from vmas import media
 
@@ -273,7 +276,12 @@ def _one(model, video: Path, target: Path, seconds: float, seed, duration, mark,
     if not np.isfinite(music).all():
         raise MediaError(video, "the model produced NaN or infinite samples", "check the checkpoint")
     finished = loudness.finish(music, rate)
-    media.mux(video, finished[None], rate, target, limit_s=duration, comment=mark)
+    for _ in range(ENCODINGS):
+        media.mux(video, finished[None], rate, target, limit_s=duration, comment=mark)
+        peak = float(np.abs(media.read_audio(target, rate)).max(initial=0.0))
+        if peak <= 1:
+            break
+        finished = finished * (loudness.CEILING / peak)  # a lossy codec overshoots: what is played must not clip
     return "" if finished.any() else "the model produced silence"
 
 
