@@ -89,6 +89,77 @@ def test_setup_reuses_the_active_environment():
     assert "table3" in got.stdout
 
 
+UV = """#!/bin/sh
+echo "$*" >> calls
+if [ "$1" = venv ]; then mkdir -p .venv/bin; ln -sf "{python}" .venv/bin/python; fi
+if [ -e broken ]; then exit 3; fi
+"""
+
+
+@pytest.fixture
+def newcomer(tmp_path):
+    """reproduce.sh in an empty clone with a small lock, and a stand-in for uv that keeps what it is called with."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "vmas").mkdir()
+    for name in ("reproduce.sh", "pyproject.toml", "vmas/pins.py"):
+        shutil.copy(paths.ROOT / name, tmp_path / name)
+    (tmp_path / "requirements.lock").write_text(f"pyyaml=={yaml.__version__} \\\n    --hash=sha256:0\n")
+    uv = tmp_path / "bin" / "uv"
+    uv.write_text(UV.format(python=sys.executable))
+    uv.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path / "bin"), os.path.dirname(sys.executable), "/usr/bin", "/bin"])
+
+    def start(**env: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        """A setup, and what uv was asked for in it."""
+        log = tmp_path / "calls"
+        log.unlink(missing_ok=True)
+        done = subprocess.run(
+            ["./reproduce.sh", "setup"], cwd=tmp_path, env={"PATH": path, **env}, capture_output=True, text=True
+        )
+        return done, log.read_text().splitlines() if log.is_file() else []
+
+    return tmp_path, start
+
+
+def test_setup_makes_the_environment_once_and_again_when_the_lock_changes(newcomer):
+    root, start = newcomer
+    done, asked = start()
+    assert done.returncode == 0, done.stderr
+    assert [a.split()[0] for a in asked] == ["venv", "pip", "pip"]
+    assert "--require-hashes -r requirements.lock -p .venv/bin/python" in asked[1]
+    assert "Environment ready" in done.stdout
+    done, asked = start()
+    assert (done.returncode, asked) == (0, []), "nothing to do"
+    with open(root / "requirements.lock", "a") as f:
+        f.write("# another pin\n")
+    assert [a.split()[0] for a in start()[1]] == ["venv", "pip", "pip"]
+
+
+def test_setup_that_fails_says_so_and_is_not_taken_for_done(newcomer):
+    root, start = newcomer
+    (root / "broken").touch()
+    done, _ = start()
+    assert done.returncode == 1
+    assert "the environment could not be made" in done.stderr
+    assert not (root / ".venv" / "stamp").exists()
+    (root / "broken").unlink()
+    assert start()[0].returncode == 0
+
+
+def test_an_active_environment_that_satisfies_the_pins_is_used_as_it_is(newcomer):
+    root, start = newcomer
+    done, asked = start(VIRTUAL_ENV=sys.prefix)
+    assert (done.returncode, asked) == (0, [])
+    assert not (root / ".venv").exists()
+    (root / "requirements.lock").write_text("pyyaml==0.1 \\\n    --hash=sha256:0\n")
+    done, asked = start(VIRTUAL_ENV=sys.prefix)
+    assert [a.split()[0] for a in asked] == ["venv", "pip", "pip"], "one that does not is left alone"
+    done, asked = start(VIRTUAL_ENV=sys.prefix, VMAS_NO_VENV="1")
+    assert [a.split()[0] for a in asked] == ["pip", "pip"], "installed into the active one"
+    assert done.returncode == 1  # the stand-in installs nothing
+    assert "differs from the pins" in done.stderr
+
+
 def test_unknown_target_exits_2_and_names_the_nearest():
     got = shell("tabel3", **active())
     assert got.returncode == 2

@@ -6,6 +6,7 @@ same key means reuse, anything else recompute. Committed records lie in `results
 computed on this machine is remembered in the cache as well.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -118,9 +119,10 @@ def write_bytes(path, data: bytes) -> Path:
         aside.write_bytes(data)
         os.replace(aside, path)
     except OSError as e:
-        if aside.parent.is_dir():
-            aside.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written: {e.strerror}") from e
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
     return path
 
 
