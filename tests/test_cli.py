@@ -135,10 +135,22 @@ def test_ctrl_c_says_how_to_resume(capsys, monkeypatch):
 def test_list_tells_available_from_planned(capsys):
     code, out, _ = run(capsys, "reproduce", "list")
     assert code == 0
-    state = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:]}
+    rows = [line.split() for line in out.splitlines()[1:] if line[0] != " "]  # the others go on with a description
+    state = {name: rest[0] for name, *rest in rows}
     assert state["table3"] == "available"
     assert state["fig8"] == state["fig3"] == state["claims"] == "planned"
     assert set(state) == {*registry.REGISTRY, "all"}
+
+
+def test_list_names_the_notebooks_and_fits_the_terminal(capsys):
+    _, out, _ = run(capsys, "reproduce", "list")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 120
+    told = {line.split()[0]: line.split()[2] for line in lines[1:] if line[0] != " "}
+    assert told == {**{t.name: t.notebook or "-" for t in registry.REGISTRY.values()}, "all": "-"}
+    text = " ".join(out.split())
+    for t in registry.REGISTRY.values():  # wrapped, but whole
+        assert f"{t.title}: {t.description}" in text
 
 
 def test_version(capsys):

@@ -1,5 +1,6 @@
 """Every table and figure of the paper, and further questions, as a target, and whether it can be run yet."""
 
+import textwrap
 from dataclasses import dataclass
 
 from vmas.errors import UsageError, nearest
@@ -134,10 +135,18 @@ def get(name: str) -> Target:
     return target
 
 
-def listing() -> str:
-    """Every target with its state, for the terminal."""
-    lines = [f"{'target':10} {'state':10} what"]
+def listing(width: int = 120) -> str:
+    """Every target with its state and its notebook, for the terminal; long lines go on under `what`."""
+    rows = [("target", "state", "notebook", "what")]
     for t in REGISTRY.values():
-        lines.append(f"{t.name:10} {'available' if t.implemented else 'planned':10} {t.title}: {t.description}")
-    lines.append(f"{'all':10} {'available':10} everything that is available")
+        state = "available" if t.implemented else "planned"
+        rows.append((t.name, state, t.notebook or "-", f"{t.title}: {t.description}"))
+    rows.append(("all", "available", "-", "everything that is available"))
+    columns = [max(map(len, column)) for column in zip(*rows, strict=True)][:3]
+    lines = []
+    for *cells, what in rows:
+        head = "".join(f"{cell:{wide}}  " for cell, wide in zip(cells, columns, strict=True))
+        lines += textwrap.wrap(
+            what, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+        )
     return "\n".join(lines)
