@@ -7,6 +7,7 @@ in the order of the manifest. What is stored is a function of the profile, the c
 `FEATURES_VERSION`; a change of any of them makes it anew.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FEATURES_VERSION = 1
 CHUNK = 64  # clips between two marks of progress
+INLINE = 16  # so few clips are not worth starting processes for
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ def _worker_init() -> None:
     cv2.setNumThreads(1)
 
 
+def _workers(count: int, clips: int):
+    """Processes for so many clips; None in their place where starting them would take longer than the work."""
+    return processes(min(count, clips), _worker_init) if clips > INLINE else contextlib.nullcontext()
+
+
 def _key(profile: Profile, split: str) -> str:
     from vmas.corpus import data_sha256
 
@@ -143,10 +150,11 @@ def build_split(profile: Profile, split: str, workers: int | None = None, progre
     workers = workers or os.cpu_count() or 1
     hide = None if progress else True
     bar = tqdm(total=len(files), initial=done, desc=f"features {split}", unit="clip", disable=hide)
-    with processes(min(workers, len(files) - done), _worker_init) as pool, bar:
+    with _workers(workers, len(files) - done) as pool, bar:
         for start in range(done, len(files), CHUNK):
             batch = files[start : start + CHUNK]
-            for i, got in enumerate(pool.map(work, batch, chunksize=4), start):
+            found = pool.map(work, batch, chunksize=4) if pool else map(work, batch)
+            for i, got in enumerate(found, start):
                 for name, value in got.items():
                     arrays[name][i] = value
                 bar.update()
@@ -212,10 +220,11 @@ def load_music(profile: Profile, codec, workers: int | None = None, progress: bo
     device = next(codec.parameters()).device
     hide = None if progress else True
     bar = tqdm(total=total, initial=done, desc="music", unit="clip", disable=hide)
-    with processes(workers) as pool, bar, torch.inference_mode():
+    render = partial(_render, profile=profile)
+    with _workers(workers or os.cpu_count() or 1, total - done) as pool, bar, torch.inference_mode():
         for start in range(done, total, CHUNK):
             some = range(start, min(start + CHUNK, total))
-            waves = np.stack(list(pool.map(partial(_render, profile=profile), some, chunksize=8)))
+            waves = np.stack(list(pool.map(render, some, chunksize=8) if pool else map(render, some)))
             wav = torch.from_numpy(waves[:, None, : clip.num_samples]).to(device)
             tokens[some.start : some.stop] = codec.encode(wav)[..., : profile.num_tokens].cpu().numpy()
             tokens.flush()
