@@ -102,12 +102,23 @@ def test_settings_that_models_share_are_refused(tmp_path, capsys):
         assert "profile of your own" in capsys.readouterr().err
 
 
+def _hears_ctrl_c() -> None:
+    """In a child before it starts: as in a terminal, also where the tests themselves run with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _interrupted(line: list[str], seconds: float, env) -> tuple[int, str]:
     """Exit code and stderr of a command that gets Ctrl-C, as a terminal sends it: to the whole group."""
-    with subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        line, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_hears_ctrl_c
+    ) as process:
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, err
 
 
@@ -148,6 +159,7 @@ def test_workers_do_not_hear_ctrl_c(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_hears_ctrl_c,
         env={**os.environ, "PYTHONPATH": str(paths.ROOT)},
     ) as process:
         assert process.stdout.readline() == "ready\n"
