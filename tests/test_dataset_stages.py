@@ -382,7 +382,7 @@ def test_versions_and_options_are_in_the_keys(monkeypatch):
     assert stages.screen_key(o, {"similarity": "clip"}) != screen
     assert stages.screen_key(dataclasses.replace(o, shard_size=9), {}) == screen
     assert stages.make_key(dataclasses.replace(o, shard_size=9), {}) != make
-    held = dataclasses.replace(o, val=1)
+    held = dataclasses.replace(o, val=1, quality="correspondence")
     held_screen, held_make = stages.screen_key(held, {}), stages.make_key(held, {})
     monkeypatch.setattr(stages, "SPLITS_VERSION", 99)
     assert (stages.screen_key(o, {}), stages.make_key(o, {})) == (screen, make)

@@ -408,7 +408,12 @@ def test_sweep_from_nothing(world, capsys, monkeypatch):
     assert "to do" in capsys.readouterr().out
     performed = []
     real = sweep.perform
-    monkeypatch.setattr(sweep, "perform", lambda run, *a: performed.append((run.name, run.seed)) or real(run, *a))
+
+    def perform(run, *args, **options):
+        performed.append((run.name, run.seed))
+        return real(run, *args, **options)
+
+    monkeypatch.setattr(sweep, "perform", perform)
     assert cli.main([*line, "--only", "baseline", "--seed", "1"]) == 0
     assert cli.main([*line, *two, "--seeds", "2"]) == 0
     names = ["table5-baseline", "table5-beats"]
