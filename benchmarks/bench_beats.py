@@ -1,7 +1,7 @@
 # ruff: noqa: E402 (the number of threads is fixed before numpy is imported)
 """Beat weights P_av (eq. 3) of 10 s clips: onsets, flow and eq. 3, on one core, decoding excluded.
 
-    python benchmarks/bench_beats.py [--clips 6] [--runs 3]
+    python benchmarks/bench_beats.py [--clips 6] [--runs 3] [--json FILE]
 
 For each flow method: the real-time factor (seconds of clip per second of work) of this project's code and of a
 plain implementation on the same frames (Farneback at the video's own size, eq. 3 in Python loops), then two
@@ -18,6 +18,7 @@ from itertools import pairwise
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 import cv2
+import figures
 import librosa
 import numpy as np
 
@@ -95,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     profile = config.load("mini")
@@ -131,6 +133,10 @@ def main() -> None:
             f"{f'vmas, {method}, {size} px':32} {took:8.3f} {SECONDS / took:12.1f} {slow / took:9.1f} {equal!s:>12}"
             f" {recall[0] / max(1, recall[1]):7.3f} {precision[0] / max(1, precision[1]):10.3f}"
         )
+        if args.json:
+            found = {"recall": recall[0] / max(1, recall[1]), "precision": precision[0] / max(1, precision[1])}
+            speed = {"seconds_per_clip": took, "real_time": SECONDS / took, "over_plain": slow / took}
+            figures.write(args.json, {method: {**speed, "eq3_equal": bool(equal), **found, "clips": args.clips}})
     print(f"of which onsets {onsets:.3f} s; required: 20 x real time")
 
 

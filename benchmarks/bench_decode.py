@@ -12,12 +12,12 @@ On a machine that others use too, `--threads 1 --clock cpu` still compares the w
 """
 
 import argparse
-import json
 import platform
 import time
 import warnings
 from collections.abc import Callable
 
+import figures
 import torch
 from decoder_references import audiocraft_lm, transformers_lm
 
@@ -120,17 +120,16 @@ def main() -> None:
         start = time.perf_counter()
         run(1, 8)
         print(f"first 8 steps of {name}: {time.perf_counter() - start:.1f} s", flush=True)
-    results = {}
     for batch in [1, 2, 4, 8, 16, 32] if options.all else options.batch:
-        rates = results[batch] = measure(systems, batch, options.steps, options.repeats, clock)
+        rates = measure(systems, batch, options.steps, options.repeats, clock)
         for name, rate in rates.items():
             ratios = "".join(
                 f"  {rate / rates[other]:5.2f} x {other}" for other in ("audiocraft", "transformers") if other in rates
             )
             print(f"batch {batch:2}  {name:15} {rate:7.1f} steps/s{ratios}", flush=True)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"steps": options.steps, "threads": options.threads, "steps_per_s": results}, file, indent=1)
+        if options.json:
+            about = {"steps": options.steps, "threads": options.threads, "clock": options.clock}
+            figures.write(options.json, {f"batch {batch}": {"steps_per_s": rates, **about}})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Speed and memory of the video encoder at the paper's size (96 frames of 224x224, float32, CPU, one clip).
 
-    python benchmarks/bench_encoder.py [--threads 1] [--repeats 3] [--clock wall|cpu] [--skip-naive]
+    python benchmarks/bench_encoder.py [--threads 1] [--repeats 3] [--clock wall|cpu] [--skip-naive] [--json FILE]
 
 In one run, interleaved: the matrix products of the forward pass alone (`torch.mm`/`torch.bmm` at their full
 shapes into ready buffers, the patch convolution as one of them), our forward pass, and the same weights in
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 
+import figures
 import torch
 from torch import nn
 from torch.utils.benchmark import Timer
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--skip-naive", action="store_true", help="leave out timm's blocks")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     if args.clock == "cpu" and args.threads != 1:
         parser.error("--clock cpu counts all threads together: use it with one")
@@ -151,6 +153,11 @@ def main() -> None:
                 f"{name:12} {least:7.2f} {statistics.median(rows[name]):9.2f} {least / min(rows['gemms']):14.2f}"
                 f" {paired:28.2f}"
             )
+    if args.json:
+        least = {name.replace(" ", "_") + "_s": min(times) for name, times in rows.items() if times}
+        ratio = min(rows["forward"]) / min(rows["gemms"])
+        about = {"threads": args.threads, "clock": args.clock, "repeats": args.repeats}
+        figures.write(args.json, {"encoder": {**least, "over_gemms": ratio, "memory_gb": memory, **about}})
     print(f"peak memory above the weights, input included: {memory:.2f} GB (aim 0.8)")
     print(f"mini encoder, forward and backward, batch 16: {min(rows['mini step']):.2f} s (aim 0.4)")
 

@@ -1,6 +1,6 @@
 """FAD of 2 x 10,000 embeddings of 128 dimensions, against scipy's matrix root, in one run.
 
-    python benchmarks/bench_fad.py [--n 10000] [--dim 128] [--runs 5]
+    python benchmarks/bench_fad.py [--n 10000] [--dim 128] [--runs 5] [--json FILE]
 
 Prints median wall and CPU seconds of the whole (statistics of both sides and the distance), of the same by
 `scipy.linalg.sqrtm` as the usual packages do it, both values, and the cost of FAD-inf and of an interval.
@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 
+import figures
 import numpy as np
 import scipy.linalg
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     x = rng.standard_normal((args.n, args.dim)).astype(np.float32)
@@ -49,6 +51,9 @@ def main() -> None:
     print(f"2 x {args.n} x {args.dim}, median of {args.runs} runs")
     print(f"{'vmas':28} {text}   FAD {value:.9f}   required: 0.3 s")
     print(f"{'numpy.cov + sqrtm':28} {text2}   FAD {other:.9f}   ratio {theirs / ours:.1f}")
+    if args.json:
+        shape = {"n": args.n, "dim": args.dim, "runs": args.runs}
+        figures.write(args.json, {"fad": {"seconds": ours, "sqrtm_seconds": theirs, "ratio": theirs / ours, **shape}})
     few = x[:300]
     text, _, inf = timed(lambda: fad_inf(few, y), 1)
     print(f"{'FAD-inf, 300 clips':28} {text}   {inf.value:.3f} (plain {inf.scores[-1]:.3f})")

@@ -1,6 +1,6 @@
 """A training step of the mini model against the time of its matrix products alone (CPU).
 
-    python benchmarks/bench_train_step.py [--profile mini] [--threads 2] [--repeats 7] [--all] [--give-back]
+    python benchmarks/bench_train_step.py [--profile mini] [--threads 2] [--repeats 7] [--all] [--give-back] [--json FILE]
 
 Every product that torch performs in the forward and the backward pass (mm, addmm, bmm, convolutions and the fused
 attention) is recorded with its shapes, strides and dtype, then performed again alone on random numbers. One run,
@@ -15,6 +15,7 @@ import collections
 import statistics
 import time
 
+import figures
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--all", action="store_true", help="freeze nothing")
     parser.add_argument("--give-back", action="store_true", help="let the C library give freed memory back")
+    parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     if not args.give_back:
         keep_freed()

@@ -1,8 +1,10 @@
 """Media: exact sampling in time, muxing that leaves the pictures alone, and broken files."""
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -303,6 +305,21 @@ def test_mux_refusals(clip, tmp_path):
         with pytest.raises(MediaError, match=match):
             media.mux(clip, click(2.0, 0.5), RATE, out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.mp4", "file"]
+
+
+def test_read_only_file_system_is_one_line(clip, tmp_path, monkeypatch):
+    def refuse(**options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), options["dir"])
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(MediaError, match=r"o\.mp4: cannot be written: Read-only file system"):
+        media.mux(clip, click(2.0, 0.5), RATE, tmp_path / "o.mp4")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that lets nobody write")
+def test_folder_that_nobody_may_write_to_is_one_line(clip):
+    with pytest.raises(MediaError, match=r"o\.mp4: cannot be written"):
+        media.mux(clip, click(2.0, 0.5), RATE, Path("/proc/o.mp4"))
 
 
 def test_full_disk_leaves_nothing(clip, tmp_path):

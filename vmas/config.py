@@ -180,7 +180,7 @@ class TrainConfig:
     freeze: tuple[str, ...]  # groups of parameters that stay as they are: "encoder", "decoder.emb", ...
     precision: str  # "auto", "fp32" or "bf16"
     activation_checkpointing: bool  # of stage 2: recompute every encoder and decoder block in the backward pass
-    compile: bool  # torch.compile
+    compile: bool  # torch.compile of every block, see vmas.training.regional
     val_every: int
     sample_every: int  # steps between short generations for TensorBoard, 0 = none
     checkpoint_every: int

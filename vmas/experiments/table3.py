@@ -14,7 +14,7 @@ from typing import Any
 from vmas import checkpoint, paths, pipeline, records, versions
 from vmas.config import Profile, plain, sha256
 from vmas.errors import DataError
-from vmas.experiments import evaluate, references
+from vmas.experiments import evaluate, references, smoke
 from vmas.records import Record, Row
 from vmas.report import paper
 
@@ -110,7 +110,11 @@ def compute(
         _weights(profile, seed)[f"vmas-seed{seed}"],
         device,
     )
-    return Record(TARGET, profile.name, TITLE, key(profile, seed), tuple(table), prov, extra)
+    record = Record(TARGET, profile.name, TITLE, key(profile, seed), tuple(table), prov, extra)
+    if profile.name == "smoke":
+        training = checkpoint.read_manifest(root / f"vmas-seed{seed}")["training"]
+        smoke.check(record, REAL, training, profile.codec.bins)
+    return record
 
 
 def placement(record: Record) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from vmas.training import sharded
 from vmas.training.data import ClipDataset, Source
 from vmas.training.memory import keep_freed
 from vmas.training.optim import EMA, build_optimizer, build_schedule
+from vmas.training.regional import compile_blocks
 from vmas.training.state import Checkpoints, remove_leftovers, save_state
 
 SAMPLES = 2  # validation clips that are generated for TensorBoard
@@ -66,7 +67,7 @@ def pace(cfg: TrainConfig) -> TrainConfig:
 def make_accelerator(cfg: TrainConfig, folder: Path, device: str = "auto"):
     """Accelerate with the precision of the config and a TensorBoard tracker in `folder`.
 
-    Number of processes, sharding (FSDP) and compilation backend come from `accelerate launch`.
+    Number of processes and sharding (FSDP) come from `accelerate launch`.
     """
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
@@ -80,7 +81,6 @@ def make_accelerator(cfg: TrainConfig, folder: Path, device: str = "auto"):
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         step_scheduler_with_optimizer=False,
-        dynamo_backend="inductor" if cfg.compile else None,
     )
 
 
@@ -165,6 +165,8 @@ class Run:
         groups = getattr(task, "param_groups", None)
         trained = groups(stage.lr) if groups else [p for p in task.parameters() if p.requires_grad]
         optimizer = build_optimizer(trained, cfg, stage.lr, split)
+        if cfg.compile:
+            compile_blocks(task)
         self.model, self.optimizer = self.accelerator.prepare(task, optimizer)
         self.task: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.ema = EMA(self.task, cfg.ema_decay)
