@@ -41,6 +41,7 @@ elif [ -n "$prefix" ] && "$prefix/bin/python" vmas/pins.py requirements.lock >/d
   python="$prefix/bin/python"
 else
   python=.venv/bin/python
+  unset PYTHONDONTWRITEBYTECODE # the environment is ours: its modules are compiled once, not at every start
   if [ "$(cat .venv/stamp 2>/dev/null)" != "$(lock_hash)" ]; then
     base="$(find_python)"; [ -n "$base" ] || die "needs Python 3.11 or 3.12: none found on the PATH"
     uv="$(find_uv "$base")"

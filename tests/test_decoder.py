@@ -116,6 +116,18 @@ def test_cached_equals_uncached(X_v, seq, engine, tolerance, time_bias_s):
         assert (got - expected).abs().max() < tolerance
 
 
+@torch.no_grad()
+@pytest.mark.slow
+def test_half_precision_weights_at_the_size_of_the_benchmark():
+    """Width 512, 12 layers, 4x2048 entries: the logits stay within 2e-2 of float32 (benchmarks/bench_decode.py)."""
+    torch.manual_seed(0)
+    d = MusicDecoder(4, 2048, 512, 12, 8, 4, 512).eval()
+    seq, X_v = torch.randint(0, 2049, (1, 4, 12)), torch.randn(1, 48, 512)
+    run = make_engine(d, "bfloat16", d.project_condition(X_v), seq.shape[-1], False)
+    got = torch.stack([run.step(seq[:, :, s]) for s in range(seq.shape[-1])], 2)
+    assert 0 < (got - d(seq, X_v)).abs().max() < 2e-2
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_generate_is_seeded_and_in_range(decoder, X_v, engine):
     codes = decoder.generate(X_v, 12, top_k=20, seed=5, engine=engine)

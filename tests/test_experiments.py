@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import toy_target
-import yaml
 
 from vmas import config, paths, records
 from vmas.errors import DataError, UsageError
@@ -317,7 +316,7 @@ def test_evaluate_folders_of_real_files(tmp_path, monkeypatch, tagger):
     assert str(tmp_path) not in json.dumps(record.result())
 
 
-# ---------------------------------------------------------------- table 3, really
+# ---------------------------------------------------------------- table 3
 
 
 @pytest.mark.parametrize(
@@ -346,124 +345,3 @@ def test_placement_between_chance_and_ceiling(kl, align, verdicts):
     assert [f["verdict"] for f in found] == verdicts * 2
     assert found[0]["share"] == pytest.approx((2.05 - kl) / 2.0)
     assert found[1]["share"] == pytest.approx((align[0] - 0.2) / 0.4)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A profile at the smallest sizes that run, with a cache and results of its own; yields its file and folder."""
-    root = tmp_path_factory.mktemp("tiny")
-    tiny = {
-        "name": "tiny",
-        "corpus": {"train": 8, "val": 4, "test": 4, "shifted": 4},
-        "codec": {"train_steps": 2},
-        "encoder": {"motion_steps": 2, "motion_batch": 4},
-        "train": {"steps": 2, "pretrain_steps": 2, "batch_size": 4, "warmup_steps": 1, "val_every": 1},
-        "eval": {"bootstrap": 50, "tagger_steps": 2, "sampling_seeds": 2, "sweep_sampling_seeds": 2},
-    }
-    file = root / "tiny.yaml"
-    plain = json.loads(json.dumps(dataclasses.asdict(config.load("smoke", tiny))))
-    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VMAS_CACHE", str(root / "cache"))
-        patch.setenv("VMAS_RESULTS", str(root / "results"))
-        yield file
-
-
-@pytest.mark.slow
-def test_table3_from_nothing(world, capsys):
-    """Corpus, codec, tagger, training, generation, metrics, notebook and table."""
-    from vmas import cli
-
-    assert cli.main(["reproduce", "table3", "--profile", str(world), "--device", "cpu", "-q", "--debug"]) == 0
-    shown = capsys.readouterr().out
-    assert "the numbers mean nothing" in shown
-    out = world.parent / "results" / "tiny" / "table3"
-    assert sorted(p.name for p in out.iterdir()) == ["figure.png", "result.json", "table.csv", "table.md"]
-    rows = json.loads((out / "result.json").read_text(encoding="utf-8"))["rows"]
-    for dataset in table3.DATASETS.values():
-        for system in (table3.OURS, table3.REAL, table3.CODEC, table3.SHUFFLED):
-            got = {r["metric"]: r for r in rows if r["system"] == system and r["dataset"] == dataset}
-            assert list(got) == METRICS
-            assert all(r["status"] == "smoke" and r["n"] == 4 for r in got.values())
-            assert got["KL"]["seeds"] == (2 if system == table3.OURS else 1)
-    assert sum(r["status"] == "quoted" for r in rows) == 31
-    assert (world.parent / "cache" / "notebooks" / "tiny" / "10_table3_state_of_the_art.ipynb").is_file()
-    # Again: nothing is computed, and forced: the same numbers.
-    first = records.read(records.local("table3", "tiny", 0))
-    assert runner.obtain("table3", str(world), source="compute") == first
-    again = table3.compute(config.load(str(world)), 0, "cpu", progress=False)
-    assert again.key == first.key
-    assert records.compare(again, first).lines == ()
-
-
-@pytest.mark.slow
-def test_sweep_from_nothing(world, capsys, monkeypatch):
-    """Two conditions, two seeds: trained once, skipped when recorded, put together with what is there."""
-    from vmas import cli
-    from vmas.experiments import sweep
-
-    line = ["reproduce", "table5", "--profile", str(world), "--device", "cpu", "-q", "--debug"]
-    two = ["--only", "baseline", "--only", "beats"]
-    assert cli.main([*line, *two, "--seeds", "2", "--dry-run"]) == 0
-    assert "to do" in capsys.readouterr().out
-    performed = []
-    real = sweep.perform
-
-    def perform(run, *args, **options):
-        performed.append((run.name, run.seed))
-        return real(run, *args, **options)
-
-    monkeypatch.setattr(sweep, "perform", perform)
-    assert cli.main([*line, "--only", "baseline", "--seed", "1"]) == 0
-    assert cli.main([*line, *two, "--seeds", "2"]) == 0
-    names = ["table5-baseline", "table5-beats"]
-    assert performed == [(names[0], 1), (names[0], 0), (names[1], 0), (names[1], 1)]
-    assert cli.main([*line, *two, "--seeds", "2"]) == 0
-    assert len(performed) == 4, "recorded runs are skipped"
-    capsys.readouterr()
-    assert cli.main([*line, *two, "--seeds", "2", "--dry-run"]) == 0
-    assert capsys.readouterr().out.count("recorded") == 4
-    assert cli.main(line) == 0, "without --seeds nothing is trained"
-    assert len(performed) == 4
-    result = json.loads((world.parent / "results" / "tiny" / "table5" / "result.json").read_text(encoding="utf-8"))
-    ours = [r for r in result["rows"] if r["status"] != "quoted"]
-    assert {r["system"] for r in ours} == {"Autoregressive baseline", "+ beat weighting (literal)"}
-    assert all(r["seeds"] == 2 for r in ours)
-    assert cli.main([*line[:-1], "--only", "baselines"]) == 2  # without --debug, which raises
-    assert "baseline" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_table6_from_nothing(world, capsys):
-    """The three encoders through the whole sweep: trained, evaluated, and put together with their cost."""
-    from vmas import cli
-    from vmas.experiments import table6
-
-    line = ["reproduce", "table6", "--profile", str(world), "--device", "cpu", "-q", "--debug"]
-    three = [x for name in table6.PAPER for x in ("--only", name)]
-    assert cli.main([*line, *three, "--seeds", "1"]) == 0
-    assert cli.main(line) == 0
-    out = world.parent / "results" / "tiny" / "table6"
-    assert sorted(p.name for p in out.iterdir()) == ["figure.png", "result.json", "table.csv", "table.md"]
-    rows = json.loads((out / "result.json").read_text(encoding="utf-8"))["rows"]
-    labels = [c.label for c in table6.CONDITIONS if c.name in table6.PAPER]
-    assert [r["system"] for r in rows if r["metric"] == table6.GFLOPS] == labels
-    assert {r["system"] for r in rows if r["metric"] == "KL" and r["value"] is not None} == set(labels)
-    assert "281.6" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_follow_from_nothing(world, capsys):
-    """A real model, however little trained, through all five tests, the notebook and the table."""
-    from vmas import cli
-    from vmas.experiments import follow_tests
-
-    assert cli.main(["reproduce", "follow", "--profile", str(world), "--device", "cpu", "-q", "--debug"]) == 0
-    assert "swapped video" in capsys.readouterr().out
-    out = world.parent / "results" / "tiny" / "follow"
-    assert sorted(p.name for p in out.iterdir()) == ["figure.png", "result.json", "table.csv", "table.md"]
-    rows = json.loads((out / "result.json").read_text(encoding="utf-8"))["rows"]
-    parts = [follow_tests.SWAP, follow_tests.SHIFT, follow_tests.CUT, follow_tests.SLOW, follow_tests.STILL]
-    assert list(dict.fromkeys(r["dataset"] for r in rows)) == [f"test: {p}" for p in parts]
-    assert all(r["status"] == "smoke" and r["n"] <= 4 for r in rows)
-    assert (world.parent / "cache" / "notebooks" / "tiny" / "14_does_the_music_follow.ipynb").is_file()

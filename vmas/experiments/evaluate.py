@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vmas.config import Profile
+from vmas.memory import keep_freed
 from vmas.metrics import fad as fad_metric
 from vmas.metrics import intervals, mv_align
 from vmas.metrics.kl import kl
@@ -83,6 +84,7 @@ class Evaluator:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Evaluator":
+        keep_freed()
         if self.workers > 1:
             self.pool = self._open.enter_context(processes(self.workers))
         return self

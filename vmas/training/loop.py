@@ -23,9 +23,9 @@ from torch import nn
 
 from vmas.config import TrainConfig, sha256
 from vmas.errors import CheckpointError, DataError
+from vmas.memory import keep_freed
 from vmas.training import sharded
 from vmas.training.data import ClipDataset, Source
-from vmas.training.memory import keep_freed
 from vmas.training.optim import EMA, build_optimizer, build_schedule
 from vmas.training.regional import compile_blocks
 from vmas.training.state import Checkpoints, remove_leftovers, save_state
