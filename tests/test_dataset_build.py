@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dataset_files import PROFILE, broken, checkpoints, content, folder_of_videos, options, video
+from dataset_files import PROFILE, broken, content, options, video
 from dataset_work import die, die_once
 
 import vmas.dataset
@@ -26,24 +26,11 @@ from vmas.beats import BeatOptions, align
 from vmas.dataset import build as builder
 from vmas.dataset import pool, shards, stages
 from vmas.dataset.build import build
-from vmas.dataset.manifest import Video, read_manifest
+from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Tools
 from vmas.errors import DataError
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    folder_of_videos(folder)
-    checkpoints(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def videos(root):
-    return read_manifest(root / "videos.csv")
 
 
 @pytest.fixture(scope="module")

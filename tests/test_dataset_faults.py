@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dataset_files import checkpoints, content, folder_of_videos, options, video
+from dataset_files import content, options, video
 
 import vmas.dataset
 from vmas import cli
@@ -24,19 +24,6 @@ from vmas.errors import DataError
 
 HERE = Path(__file__).parent
 FAST = ("vocals", "genre", "tokens", "beats")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    folder_of_videos(folder)
-    checkpoints(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def videos(root):
-    return read_manifest(root / "videos.csv")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dataset_files import broken, checkpoints, content, folder_of_videos, options
+from dataset_files import broken, content, options
 from dataset_work import Striking
 
 from vmas import cli
@@ -19,14 +19,6 @@ from vmas.dataset.tasks import Block, Make, ShardTask
 from vmas.errors import DataError, UsageError
 
 STORE = 100_000_000  # bytes; Ray's default is a third of the memory
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    folder_of_videos(folder)
-    checkpoints(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,13 @@ def read_manifest(folder, kind: str | None = None) -> dict[str, Any]:
     return manifest
 
 
+def shas(root, *names: str) -> dict[str, str]:
+    """sha256 of the checkpoints of these names under `root`; "absent" where a run will make one first."""
+    root = Path(root)
+    there = {name: (root / name / MANIFEST).is_file() for name in names}
+    return {name: read_manifest(root / name)["sha256"] if there[name] else "absent" for name in names}
+
+
 def verify(folder, kind: str | None = None) -> dict[str, Any]:
     """The manifest of a checkpoint whose weights have the sha256 that it names. Raises CheckpointError."""
     manifest = read_manifest(folder, kind)

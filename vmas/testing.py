@@ -16,7 +16,8 @@ def main(argv: list[str]) -> int:
     env = {**os.environ, "TQDM_DISABLE": "1", "PYTHONHASHSEED": "0"}
     pytest = [sys.executable, "-m", "pytest"]
     # Most of a test's time is one thread's: two files at once, each on one thread.
-    both = ["-n", "2", "--dist", "loadfile"] if (os.cpu_count() or 1) > 1 else []
+    # Files in the order that tests/conftest.py gives them.
+    both = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if (os.cpu_count() or 1) > 1 else []
     single = {**env, "OMP_NUM_THREADS": "1"}
     if argv:
         many = both if "-m" in argv and "-n" not in argv else []  # a choice of files starts faster in one process

@@ -49,11 +49,7 @@ def key(profile: Profile, seed: int = 0) -> str:
 
 
 def _weights(profile: Profile) -> dict[str, str]:
-    root, out = paths.checkpoints(profile.name), {}
-    for name in ("codec", "tagger"):
-        there = (root / name / checkpoint.MANIFEST).is_file()
-        out[name] = checkpoint.read_manifest(root / name)["sha256"] if there else "absent"
-    return out
+    return checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger")
 
 
 def rms(x: np.ndarray) -> np.ndarray:

@@ -99,8 +99,7 @@ def folder(profile: Profile, checkpoints: str | None = None, separator: str = "c
 def tagger_sha256(profile: Profile, checkpoints: str | None = None) -> str:
     """Hash of the genre tagger's weights; "absent" where a run makes them first."""
     folder = Path(checkpoints) if checkpoints else paths.checkpoints(profile.name)
-    there = (folder / "tagger" / checkpoint.MANIFEST).is_file()
-    return checkpoint.read_manifest(folder / "tagger")["sha256"] if there else "absent"
+    return checkpoint.shas(folder, "tagger")["tagger"]
 
 
 def run(

@@ -46,12 +46,7 @@ def _chosen(split: str | None, clips: int | None) -> tuple[str, int]:
 
 
 def _weights(profile: Profile, seed: int) -> dict[str, str]:
-    """sha256 of every checkpoint used; `absent` where a run will make it first."""
-    root, out = paths.checkpoints(profile.name), {}
-    for name in ("codec", "tagger", f"vmas-seed{seed}"):
-        there = (root / name / checkpoint.MANIFEST).is_file()
-        out[name] = checkpoint.read_manifest(root / name)["sha256"] if there else "absent"
-    return out
+    return checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger", f"vmas-seed{seed}")
 
 
 def compute(

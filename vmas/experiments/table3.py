@@ -27,13 +27,7 @@ SHUFFLE_SEED = 20_240
 
 
 def _weights(profile: Profile, seed: int) -> dict[str, str]:
-    """sha256 of every checkpoint used; `absent` where a run will make it first."""
-    root = paths.checkpoints(profile.name)
-    out = {}
-    for name in ("codec", "tagger", f"vmas-seed{seed}"):
-        there = (root / name / checkpoint.MANIFEST).is_file()
-        out[name] = checkpoint.read_manifest(root / name)["sha256"] if there else "absent"
-    return out
+    return checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger", f"vmas-seed{seed}")
 
 
 def key(profile: Profile, seed: int = 0) -> str:
