@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,15 +99,20 @@ def clip_features(path, profile: Profile, dense: bool = True) -> dict[str, np.nd
     return out
 
 
-def _worker_init() -> None:
+def _on_one_thread(path, profile: Profile, dense: bool) -> dict[str, np.ndarray]:
+    """`clip_features` in a process that is one of several."""
     import cv2
 
     cv2.setNumThreads(1)
+    return clip_features(path, profile, dense)
 
 
-def _workers(count: int, clips: int):
-    """Processes for so many clips; None in their place where starting them would take longer than the work."""
-    return processes(min(count, clips), _worker_init) if clips > INLINE else contextlib.nullcontext()
+def _workers(count: int, clips: int, pool: Executor | None = None):
+    """Processes for so many clips: `pool` where there is one already; None in their place where starting them would
+    take longer than the work."""
+    if pool is not None or clips <= INLINE:
+        return contextlib.nullcontext(pool)
+    return processes(min(count, clips))
 
 
 def _key(profile: Profile, split: str) -> str:
@@ -116,10 +122,13 @@ def _key(profile: Profile, split: str) -> str:
     return sha256(FEATURES_VERSION, data_sha256(profile), clip, profile.codec.hop, split)
 
 
-def build_split(profile: Profile, split: str, workers: int | None = None, progress: bool = True) -> Path:
+def build_split(
+    profile: Profile, split: str, workers: int | None = None, progress: bool = True, pool: Executor | None = None
+) -> Path:
     """Make (or finish) the arrays of one split from its mp4 files; returns their folder.
 
-    Raises DataError when the corpus of the split is not there.
+    `pool` are processes that are there already, which spares the start of `workers` others. Raises DataError when the
+    corpus of the split is not there.
     """
     from tqdm.auto import tqdm
 
@@ -146,11 +155,11 @@ def build_split(profile: Profile, split: str, workers: int | None = None, progre
         target = folder / f"{name}.npy"
         mode = "r+" if done and target.is_file() else "w+"
         arrays[name] = np.lib.format.open_memmap(target, mode=mode, dtype=dtype, shape=shape)
-    work = partial(clip_features, profile=profile, dense=split != "train")
     workers = workers or os.cpu_count() or 1
     hide = None if progress else True
     bar = tqdm(total=len(files), initial=done, desc=f"features {split}", unit="clip", disable=hide)
-    with _workers(workers, len(files) - done) as pool, bar:
+    with _workers(workers, len(files) - done, pool) as pool, bar:
+        work = partial(_on_one_thread if pool else clip_features, profile=profile, dense=split != "train")
         for start in range(done, len(files), CHUNK):
             batch = files[start : start + CHUNK]
             found = pool.map(work, batch, chunksize=4) if pool else map(work, batch)
@@ -233,11 +242,14 @@ def load_music(profile: Profile, codec, workers: int | None = None, progress: bo
     return np.load(out, mmap_mode="r")
 
 
-def load_split(profile: Profile, split: str, codec=None, progress: bool = True) -> SplitFeatures:
-    """Arrays of a split, made first where they are missing; with a codec also its tokens."""
+def load_split(
+    profile: Profile, split: str, codec=None, progress: bool = True, pool: Executor | None = None
+) -> SplitFeatures:
+    """Arrays of a split, made first where they are missing (by `pool`, or by processes started for it); with a codec
+    also its tokens."""
     from vmas.corpus import GENRES, SCENES, load_manifest
 
-    folder = build_split(profile, split, progress=progress)
+    folder = build_split(profile, split, progress=progress, pool=pool)
     rows = load_manifest(paths.corpus(profile.name))
     rows = rows[rows["split"] == split].reset_index(drop=True)
     loaded = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _shapes(profile, 0)}

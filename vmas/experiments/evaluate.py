@@ -22,7 +22,7 @@ from vmas.metrics.kl import kl
 from vmas.pools import processes
 from vmas.records import Row
 
-CHUNK = 64  # clips of one length through the embedder at a time
+CHUNK = 16  # clips of one length through the embedder or the codec at a time: more fill the caches
 MAX_WORKERS = 8
 SHUFFLES = 10  # pairings with other clips behind every chance
 SAME_SET = 1e-6  # a FAD below it is rounding: both sides hold the same clips

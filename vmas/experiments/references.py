@@ -59,7 +59,7 @@ def load(
     """The test set `name` (a split of the corpus) with its reference; `fresh` analyses the music again."""
     from vmas.corpus import data_sha256
 
-    split = load_split(profile, name, codec, progress)
+    split = load_split(profile, name, codec, progress, judge.pool)
     assert split.tokens is not None  # a codec was given
     n = min(profile.eval.clips or len(split), len(split))
     tagger = checkpoint.read_manifest(paths.checkpoints(profile.name) / "tagger")["sha256"]
