@@ -16,18 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _filled: set[Hashable] = set()
-LIBROSA = (
-    "util",
-    "filters",
-    "onset",
-    "beat",
-    "feature",
-    "segment",
-    "decompose",
-    "core.audio",
-    "core.spectrum",
-    "core.pitch",
-)
+LIBROSA = ("util", "filters", "onset", "feature", "core.audio", "core.spectrum", "core.pitch")  # of onset detection
 
 
 def lock() -> Any:
@@ -54,11 +43,15 @@ def filling(key: Hashable) -> Iterator[None]:
     _filled.add(key)
 
 
-def librosa() -> "ModuleType":
-    """The librosa package, its compiled functions made (some ten seconds, once per environment) or loaded."""
-    with filling("librosa"):
+def librosa(*more: str) -> "ModuleType":
+    """The librosa package, its compiled functions made (half a minute, once per environment) or loaded.
+
+    Those of onset detection, and of the modules named in `more`: `beat`, for one, compiles anew in every process.
+    """
+    key = "librosa", *more
+    with filling(key):
         package = import_module("librosa")
-        if "librosa" not in _filled:
-            for part in LIBROSA:
+        if key not in _filled:
+            for part in (*LIBROSA, *more):
                 import_module(f"librosa.{part}")
     return package

@@ -50,7 +50,7 @@ class ClassicSeparator:
             return np.stack([self._channel(x, sample_rate) for x in wav]).astype(np.float32)
 
     def _channel(self, x: np.ndarray, sample_rate: int) -> np.ndarray:
-        librosa = compiled.librosa()
+        librosa = compiled.librosa("segment", "decompose")
 
         if not np.abs(x).max() > 0:
             return x

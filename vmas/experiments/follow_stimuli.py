@@ -100,7 +100,7 @@ def tempo(wav: np.ndarray, sample_rate: int) -> float:
     """
     from vmas import compiled
 
-    librosa = compiled.librosa()
+    librosa = compiled.librosa("feature.rhythm")
     y = np.asarray(wav, np.float32) / (32767.0 if wav.dtype == np.int16 else 1.0)
     y = librosa.resample(y, orig_sr=sample_rate, target_sr=mv_align.SAMPLE_RATE, res_type="soxr_hq")
     strength = librosa.onset.onset_strength(y=y, sr=mv_align.SAMPLE_RATE)
