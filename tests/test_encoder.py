@@ -53,6 +53,14 @@ def test_parameters_are_those_of_hiera_base(meta):
     assert count(meta.norm) == 1_536
 
 
+@pytest.mark.parametrize(("window", "count"), [((4, 4), 9408), ((8, 8), 2352)])
+def test_windows_of_a_clip(window, count):
+    """Of 48 x 56 x 56 tokens; 65535 windows, the most that CUDA's attention takes at once, are 6 clips or 27."""
+    layouts = plan((48, 56, 56), (1, 1, 1, 1), ((2, 2), (2, 2), (2, 2)), (window, (4, 4), None, None), False)
+    tokens = torch.empty(1, 48, 56, 56, 1, device="meta")
+    assert layouts[0].gather(tokens).shape[0] == count
+
+
 @pytest.mark.parametrize(
     ("windows", "flops"),
     [(((8, 8), (7, 7), None, None), 152_468_324_352), (((4, 4), (7, 7), None, None), 146_572_443_648)],
