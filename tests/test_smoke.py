@@ -23,6 +23,7 @@ def test_a_working_smoke_run_passes():
     ("change", "says"),
     [
         ({"value": 0.2}, "'Real' \\(test\\) is 0.200, not above its chance 0.200"),
+        ({"chance": None}, "has no value or no chance"),
         ({"ce": 4.16}, "cross-entropy ended at 4.16, not below ln 64 = 4.159"),
         ({"ce": float("nan")}, "cross-entropy ended at nan"),
         ({"L_c": float("nan")}, "the last L_c of stage vmas is nan"),

@@ -17,7 +17,11 @@ def check(record: Record, real: str, training: dict[str, Any], bins: int) -> Non
     """
     amiss = []
     for r in record.rows:
-        if r.system == real and r.metric.startswith("MV Align") and not _above(r.value, r.chance):
+        if r.system != real or not r.metric.startswith("MV Align"):
+            continue
+        if r.value is None or r.chance is None:
+            amiss.append(f"{r.metric} of '{real}' ({r.dataset}) has no value or no chance")
+        elif not r.value > r.chance:
             amiss.append(f"{r.metric} of '{real}' ({r.dataset}) is {r.value:.3f}, not above its chance {r.chance:.3f}")
     for stage in ("motion", "music", "vmas"):
         losses = {k: v for k, v in training.get(stage, {}).get("val", {}).items() if k != "step"}
@@ -27,7 +31,3 @@ def check(record: Record, real: str, training: dict[str, Any], bins: int) -> Non
         amiss.append(f"cross-entropy ended at {ce}, not below ln {bins} = {math.log(bins):.3f}")
     if amiss:
         raise DataError("the smoke run is broken: " + "; ".join(amiss))
-
-
-def _above(value: float | None, chance: float | None) -> bool:
-    return value is not None and chance is not None and value > chance

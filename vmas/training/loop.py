@@ -67,7 +67,8 @@ def pace(cfg: TrainConfig) -> TrainConfig:
 def make_accelerator(cfg: TrainConfig, folder: Path, device: str = "auto"):
     """Accelerate with the precision of the config and a TensorBoard tracker in `folder`.
 
-    Number of processes and sharding (FSDP) come from `accelerate launch`.
+    Number of processes, sharding (FSDP) and, where its file asks for that, compilation of the whole step come from
+    `accelerate launch`.
     """
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
