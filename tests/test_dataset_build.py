@@ -1,6 +1,5 @@
 """The builder end to end: what stays and what does not, kills and restarts, faults, splits without leakage."""
 
-import contextlib
 import dataclasses
 import fcntl
 import io
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from dataset_files import PROFILE, broken, content, options, video
 from dataset_work import die, die_once
@@ -176,14 +176,10 @@ def run(root, tmp_path):
 
 
 def workers_of(pid: int) -> list[int]:
-    """Processes of the pool that `pid` started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            line = (stat.parent / "cmdline").read_bytes()
-            if stat.read_text().rsplit(")", 1)[1].split()[1] == str(pid) and b"spawn_main" in line:
-                found.append(int(stat.parent.name))
-    return found
+    """Processes of the pool of `pid`: what the server that it started has been forked into."""
+    children = psutil.Process(pid).children()
+    servers = [c for c in children if any("forkserver" in word for word in c.cmdline())]
+    return [w.pid for server in servers for w in server.children()]
 
 
 def alive(pid: int) -> bool:
@@ -383,7 +379,7 @@ def test_command_line(root, tmp_path, capsys):
     assert cli.main([*line, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "videos        13 (12 on this machine)" in said
-    assert "core-hours    0.0 (assumed rates" in said
+    assert "core-hours    0.0 (rates of one AMD EPYC core" in said
     assert not Path(out).exists()
     assert cli.main(line) == 0
     assert "14 train clips of 13 videos" in capsys.readouterr().out

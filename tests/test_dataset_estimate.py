@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from vmas import cli
+from vmas import cli, paths
+from vmas.dataset import estimate
 from vmas.dataset.estimate import Costs, extrapolate, measured, read_timings
 from vmas.errors import DataError
 
@@ -71,3 +72,11 @@ def test_command_line(tmp_path, capsys):
     assert head.split() == ["nodes", "core-hours", "GPU-hours", "TB", "days"]
     assert row.split() == ["2", "4.5", "1.0", "0.0", "0.0"]
     assert cli.main(["dataset", "extrapolate", str(tmp_path / "nowhere")]) == 1
+
+
+def test_rates_of_a_dry_run_are_those_measured():
+    figures = json.loads((paths.ROOT / "benchmarks" / "results" / "dataset.json").read_text())["figures"]["rates"]
+    large, small = figures["640 x 360, paper's clips"], figures["64 x 64, mini"]
+    for stage, assumed in (estimate.CORE_S_LOOKED | estimate.CORE_S_MADE).items():
+        rate = large["video_hours_per_core_hour"].get(stage) or small["video_hours_per_core_hour"][stage]
+        assert assumed == pytest.approx(3600 / rate, rel=0.1, abs=0.1), stage

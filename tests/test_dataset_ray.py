@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,35 +49,46 @@ def test_bytes_are_those_of_the_local_pool(root, videos, started, tmp_path, acto
 
 
 RUN = """
-import sys
+import os, signal, sys
 sys.path.insert(0, sys.argv[3])
 from dataset_files import options
 from vmas.dataset.build import build
 from vmas.dataset.cluster import Ray
 from vmas.dataset.manifest import read_manifest
 from pathlib import Path
+
+class Killed(Ray):
+    # The driver dies when the record of a task has come and before the next: of a phase and after so many.
+    def run(self, job, tasks, tools):
+        for n, found in enumerate(super().run(job, tasks, tools)):
+            if type(job).__name__ == sys.argv[5] and n == int(sys.argv[6]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield found
+
 if __name__ == "__main__":
     root, out = map(Path, sys.argv[1:3])
     o = options(root, test=1, skip=("vocals", "genre", "tokens", "beats"))
-    ray = Ray(workers=1, object_store=int(sys.argv[4]))
+    ray = Killed(workers=1, object_store=int(sys.argv[4]))
     build(read_manifest(root / "videos.csv"), out, o, progress=False, backend=ray)
 """
+FAST = ("vocals", "genre", "tokens", "beats")
 
 
 @pytest.mark.slow
-def test_kill_9_of_the_driver_and_restart(root, tmp_path):
-    out = tmp_path / "out"
-    line = [sys.executable, "-c", RUN, str(root), str(out), str(Path(__file__).parent), str(STORE)]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 400
-    while not list(out.glob("train/*shard*")) and process.poll() is None and time.time() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -9
+@pytest.mark.parametrize(("phase", "after", "marked"), [("Screen", 0, 0), ("Make", 2, 2)])
+def test_kill_9_of_the_driver_in_either_phase_and_restart(root, tmp_path, phase, after, marked):
+    out, new = tmp_path / "out", tmp_path / "new"
+    line = [sys.executable, "-c", RUN, str(root), str(out), str(Path(__file__).parent), str(STORE), phase, str(after)]
+    done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=400)
+    assert done.returncode == -9
     assert not (out / "dataset.json").exists()
-    o, rows = options(root, test=1, skip=("vocals", "genre", "tokens", "beats")), read_manifest(root / "videos.csv")
+    records = [p.name for p in (out / ".build").glob("*.json") if p.name.startswith(("train", "test"))]
+    assert len(records) == marked  # begun, and far from done: there are five shards
+    assert (out / "train").is_dir() == (phase == "Make")
+    o, rows = options(root, test=1, skip=FAST), read_manifest(root / "videos.csv")
     build(rows, out, o, workers=1, progress=False)
-    assert content(out) == content(build(rows, tmp_path / "new", o, workers=1, progress=False).out)
+    assert content(out) == content(build(rows, new, o, workers=1, progress=False).out)
+    assert len([f for f in content(new) if f.endswith(".tar")]) == 5
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ around the import of librosa's compiled parts, and around the first step of the 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmas import paths
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 
 _filled: set[Hashable] = set()
 LIBROSA = ("util", "filters", "onset", "feature", "core.audio", "core.spectrum", "core.pitch")  # of onset detection
+
+
+def librosa_is_made() -> bool:
+    """Whether librosa's compiled functions are on disk beside it, so that loading them takes seconds."""
+    found = find_spec("librosa")
+    folders = (found.submodule_search_locations if found else None) or []
+    return any(next(Path(f).glob("util/__pycache__/*.nbi"), None) for f in folders)
 
 
 def lock() -> Any:

@@ -23,10 +23,12 @@ MP4_BYTES, FLAC_BYTES, ARRAY_BYTES = 0.035, 1.2, 10_000
 # the order of magnitude only; `timings.json` of a first run of 1000 videos is the better guide.
 GPU_S_PER_HOUR = {"demucs": 60.0, "clap": 10.0, "encodec": 15.0, "raft": 720.0}
 GPU_S_PER_VIDEO = {"clip": 0.05}
-# Assumed too: seconds of one core per hour of video that is looked at, and per hour of clips that are made. Measure
-# with `bench_dataset.py --only rates`, or take "video_hours_per_core_hour" of a first run's `timings.json`.
-CORE_S_LOOKED = {"probe": 1.0, "similarity": 10.0, "duplicates": 5.0}
-CORE_S_MADE = {"segments": 120.0, "vocals": 360.0, "genre": 30.0, "tokens": 60.0, "beats": 240.0, "shards": 120.0}
+# Seconds of one core per hour of video that is looked at, and per hour of clips that are made: measured on an AMD EPYC
+# (AVX2) with videos of 640 x 360 and the paper's clips; genre and tokens with the mini profile's models
+# (`bench_dataset.py --only rates`, benchmarks/results/dataset.json). "video_hours_per_core_hour" of a first run's
+# `timings.json` says what another machine needs.
+CORE_S_LOOKED = {"probe": 0.2, "similarity": 18.0, "duplicates": 5.0}
+CORE_S_MADE = {"segments": 226.0, "vocals": 403.0, "genre": 11.0, "tokens": 20.0, "beats": 511.0, "shards": 63.0}
 STAGE_OF = {"demucs": "vocals", "clap": "genre", "encodec": "tokens", "raft": "beats"}
 ALWAYS = ("probe", "segments", "shards")
 
@@ -66,7 +68,7 @@ def estimate(videos: Sequence[Video], options: Options) -> str:
         f"clips         {total} of {p.clip.seconds:g} s before the filter",
         f"kept          {kept} clips, {hours:.1f} h" + (f", at the paper's share of {KEPT:.0%}" if share < 1 else ""),
         f"shards        {-(-kept // options.shard_size)} of {options.shard_size} clips, {gigabytes:.1f} GB",
-        f"core-hours    {core / 3600:.1f} (assumed rates, not measured here)",
+        f"core-hours    {core / 3600:.1f} (rates of one AMD EPYC core, videos of 640 x 360)",
         f"GPU-hours     {gpu / 3600:.1f} (assumed rates, not measured here)" if gpu else "GPU-hours     none",
     ]
     return "\n".join(lines)

@@ -4,12 +4,8 @@
 """
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +13,7 @@ from typing import Any, Protocol
 from vmas.dataset.stages import Options, Tools
 from vmas.dataset.tasks import Job
 from vmas.errors import DataError
+from vmas.pools import processes
 
 IN_FLIGHT = 2  # tasks per worker: one at work, one waiting
 TRIES = 3  # how often a pool may die before the run gives up
@@ -79,27 +76,22 @@ def run(work: Work, tasks: Sequence[Any], tools: Tools, workers: int) -> Results
 
 
 def _pooled(work: Work, tasks: Sequence[Any], left: list[int], tools: Tools, workers: int) -> Results:
-    # Spawned, not forked: a fork of a process with running threads (torch, cv2) can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tools.options, tools.device))
     waiting = iter(left)
     running: dict[Future, int] = {}
+    with processes(workers, _begin, tools.options, tools.device) as pool:  # on Ctrl-C what was begun is finished
 
-    def submit() -> None:
-        for i in waiting:
-            running[pool.submit(_call, work, tasks[i])] = i
-            if len(running) >= IN_FLIGHT * workers:
-                return
+        def submit() -> None:
+            for i in waiting:
+                running[pool.submit(_call, work, tasks[i])] = i
+                if len(running) >= IN_FLIGHT * workers:
+                    return
 
-    try:
         submit()
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield running.pop(future), future.result()
             submit()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # on Ctrl-C what was begun is finished
 
 
 @contextlib.contextmanager
@@ -128,19 +120,9 @@ def one_thread(options: Options) -> Iterator[None]:
 
 def _begin(options: Options, device: str) -> None:
     global _tools, _limits
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _limits = one_thread(options)
     _limits.__enter__()  # for as long as this process lives
     _tools = Tools(options, device)
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed tells nobody, and a worker that goes on would write where the next run does."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _call(work: Work, task: Any) -> Any:
