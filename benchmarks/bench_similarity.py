@@ -32,6 +32,7 @@ from vmas.metrics.similarity import THRESHOLD, frame_similarity
 
 SHARES = {"static_share": 0.17, "near_static_share": 0.17}
 RATE = 24.0
+LOOP = 118  # pictures of a clip that is repeated: one a second then shows others in every round
 EMBED = CheapEmbedder()
 
 
@@ -77,7 +78,7 @@ def decisions(folder: Path, clips: int, seconds: float) -> dict[str, list[float]
     scores: dict[str, list[float]] = {n: [] for n in ("everything", "auto", "keyframes")}
     path = folder / "one.mp4"
     for i in range(clips):
-        frames = pictures(i)
+        frames = pictures(i)[:LOOP]
         media.write_clip(path, np.tile(frames, (int(np.ceil(seconds * RATE / len(frames))), 1, 1, 1)), RATE)
         for name, found in scores.items():
             found.append(METHODS[name](path) if name != "keyframes" else _keyframes(path))
