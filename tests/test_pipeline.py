@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from vmas import checkpoint, cli, config, paths, pipeline
@@ -168,6 +169,41 @@ def test_workers_do_not_hear_ctrl_c(tmp_path):
     assert err.count("Traceback") <= 1, err  # the script's own KeyboardInterrupt, which nobody catches here
     assert "spawn_main" not in err
     assert "KeyboardInterrupt" in err.strip().splitlines()[-1]
+
+
+PIDS = """
+import os, time
+from vmas.pools import processes
+
+def nap(_):
+    time.sleep(0.5)
+    return os.getpid()
+
+if __name__ == "__main__":
+    with processes(2) as pool:
+        print(*set(pool.map(nap, range(4))), flush=True)
+        list(pool.map(nap, range(1000)))
+"""
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    script = tmp_path / "pids.py"
+    script.write_text(PIDS)
+    env = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env) as process:
+        workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+def test_workers_have_the_environment_of_the_moment(monkeypatch):
+    for value in ("first", "second"):
+        monkeypatch.setenv("VMAS_CACHE", value)
+        with processes(2) as pool:
+            assert set(pool.map(os.getenv, ["VMAS_CACHE"] * 3)) == {value}
 
 
 def test_workers_work_and_are_gone_after_the_block():

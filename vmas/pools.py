@@ -4,14 +4,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
-
-METHODS = ("forkserver", "spawn")  # the first that the system has
 
 
 @contextlib.contextmanager
@@ -39,11 +38,11 @@ def processes(
 
 
 def context() -> BaseContext:
-    """How processes are started."""
-    method = next(m for m in METHODS if m in multiprocessing.get_all_start_methods())
-    chosen = multiprocessing.get_context(method)
-    if method == "forkserver":
-        chosen.set_forkserver_preload(["vmas.preloaded"])
+    """How processes are started: elsewhere than on Linux, system libraries do not survive any fork, and each is new."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    chosen = multiprocessing.get_context("forkserver")
+    chosen.set_forkserver_preload(["vmas.preloaded"])
     return chosen
 
 
