@@ -4,6 +4,7 @@ import dataclasses
 import time
 from functools import lru_cache
 
+import cv2
 import numpy as np
 import pytest
 from dataset_files import PROFILE
@@ -95,6 +96,24 @@ def test_an_intro_and_a_trim_are_found(tmp_path, excerpts):
     assert not same_picture(prints(intro), prints(other))
 
 
+def cropped(path, i: int, share: float):
+    """Clip i without `share` of its side at every edge, at the size it had."""
+    n, m = round(EXCERPT * FPS), round(share * CORPUS.size)
+    seen = np.stack([cv2.resize(f[m:-m, m:-m], (CORPUS.size,) * 2) for f in clip(i)[0][:n]])
+    return media.write_clip(path, seen, FPS, clip(i)[1][:, : round(EXCERPT * RATE)], RATE, crf=28)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.03, 0.05, 0.06, 0.08, 0.1, 0.12])
+def test_a_crop_is_found(tmp_path, excerpts, share):
+    for i in range(CLIPS):
+        a = prints(cropped(tmp_path / f"{i}.mp4", i, share))
+        for j, b in enumerate(excerpts[0.0]):
+            assert same_picture(a, b) == same_picture(b, a) == (i == j), (i, j)
+            assert same_sound(a, b) == (i == j)
+    whole = dataclasses.replace(a, inner=a.inner[:0])  # as an earlier record has it
+    assert len(whole.views()) == 1
+
+
 def test_a_long_video_is_found_by_its_keyframes(tmp_path):
     """Shots of some seconds, of which only keyframes are decoded: the copy begins seven seconds later."""
     rng = np.random.default_rng(0)
@@ -136,10 +155,10 @@ def test_frames_are_those_of_a_plain_look_and_decoded_once(tmp_path, monkeypatch
 def test_records_are_small_and_keep_every_bit(excerpts):
     a = excerpts[0.0][0]
     b = Prints.unpack(a.pack())
-    for x, y in ((a.times, b.times), (a.hashes, b.hashes), (a.words, b.words)):
+    for x, y in ((a.times, b.times), (a.hashes, b.hashes), (a.words, b.words), (a.inner, b.inner)):
         np.testing.assert_array_equal(x, y)
         assert x.dtype == y.dtype
-    assert Prints.unpack({}).pack() == Prints().pack() == {"pictures": "", "sound": ""}
+    assert Prints.unpack({}).pack() == Prints().pack() == {"pictures": "", "inner": "", "sound": ""}
     assert len(a.words) == pytest.approx(EXCERPT * fingerprints.WORDS_S, abs=8)
     minute = fingerprints.sound_words(np.random.default_rng(0).normal(size=int(60 * fingerprints.SOUND_RATE)))
     assert minute.nbytes < 4000

@@ -2,7 +2,7 @@
 
 Fingerprints (`vmas.dataset.fingerprints`) are compared in full only where an inverted index over their parts finds at
 least `HITS` in common: the words of the sound, and the halves of the pictures' hashes. The index is one sorted array,
-so that the cost stays near linear; a video has up to 5 KB in it.
+so that the cost stays near linear; a video has up to 7 KB in it.
 """
 
 import hashlib

@@ -3,12 +3,14 @@
 Sound: a 32-bit word 16 times a second over the first minute, the signs of energy differences between neighbouring
 bands and moments (Haitsma and Kalker 2002, with a coarser step). Pictures: 64 bits each (signs of low DCT
 coefficients, "pHash") of the pictures that frame similarity decodes anyway, four a second from a short video and the
-keyframes of a long one, with their times. A re-upload with an intro, or without its first seconds, holds the same
-words at other times; so two videos are laid over each other at every offset, and must agree over a good part.
+keyframes of a long one, with their times, and 64 more for each less a margin. A re-upload with an intro, or without
+its first seconds, holds the same words at other times; so two videos are laid over each other at every offset, and
+must agree over a good part.
 
-The two must have `OVERLAP` of the shorter one in common. A picture that is mirrored, or cropped by more than some
-percent, is another one, and so is music played faster or in another key. Of the dirty corpus's pairs of other content
-none of 8050 is called equal by sound and 5 of 8038 by picture (table 1's record).
+The two must have `OVERLAP` of the shorter one in common. A picture that lost up to an eighth of its side on every edge
+is found through the hashes of the cut pictures. One that lost more, or not the same everywhere, or that is mirrored,
+is another one, and so is music played faster or in another key. How many of the dirty corpus's pairs of other content
+are called equal stands in table 1's record.
 """
 
 import base64
@@ -25,6 +27,7 @@ LEAST_SOUND_S = 2.0
 PICTURES_S = 4  # pictures a second of a short video
 NEAR_PICTURE, MOST_OTHER = 8, 0.5  # bits of 64, and share of the pictures that may differ more
 LEAST_PICTURES, LEAST_PICTURES_S = 4, 1.0  # pictures that agree, and the time from the first to the last
+MARGINS = (1 / 32, 2 / 32, 3 / 32, 4 / 32)  # of the side, cut off every edge: a hash bears a step of half of that
 FLAT = 2.0  # grey levels: a picture that varies less has no hash
 OVERLAP = 0.25  # share of the shorter video that the two must have in common
 APART_S = 2.0  # keyframes of two encodings lie apart by up to so much
@@ -42,6 +45,13 @@ def picture_hash(frame: np.ndarray) -> int:
         return 0
     low = cv2.dct(small)[:8, :8].ravel()
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), "big")
+
+
+def inner_hashes(frame: np.ndarray) -> list[int]:
+    """`picture_hash` of a frame uint8 [H,W,3] without each of the `MARGINS`."""
+    h, w = frame.shape[:2]
+    cuts = [(round(m * h), round(m * w)) for m in MARGINS]
+    return [picture_hash(frame[y : h - y, x : w - x]) for y, x in cuts]
 
 
 def sound_words(wav: np.ndarray) -> np.ndarray:
@@ -67,16 +77,18 @@ def sound_words(wav: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class Prints:
     """Of one video: `times` uint32 [n] ms from its start and `hashes` uint64 [n] of its pictures, `words` uint32 [m] of
-    its sound. Empty where a stage was left out."""
+    its sound, `inner` uint64 [n,len(MARGINS)] of the cut pictures. Empty where a stage was left out."""
 
     times: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     words: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
+    inner: np.ndarray = field(default_factory=lambda: np.zeros((0, len(MARGINS)), np.uint64))
 
     def pack(self) -> dict[str, str]:
-        """As text for a record: "pictures" (16 characters a picture) and "sound" (85 a second)."""
+        """As text for a record: "pictures" (16 characters a picture), "inner" (43) and "sound" (85 a second)."""
         pictures = self.hashes.astype("<u8").tobytes() + self.times.astype("<u4").tobytes()
-        return {"pictures": _text(pictures), "sound": _text(self.words.astype("<u4").tobytes())}
+        inner, sound = self.inner.astype("<u8").tobytes(), self.words.astype("<u4").tobytes()
+        return {"pictures": _text(pictures), "inner": _text(inner), "sound": _text(sound)}
 
     @classmethod
     def unpack(cls, known: dict) -> "Prints":
@@ -85,11 +97,17 @@ class Prints:
         n = len(pictures) // 12
         hashes, times = np.frombuffer(pictures, "<u8", n), np.frombuffer(pictures, "<u4", n, 8 * n)
         words = np.frombuffer(base64.b64decode(known.get("sound", "")), "<u4")
-        return cls(times.astype(np.uint32), hashes.astype(np.uint64), words.astype(np.uint32))
+        inner = np.frombuffer(base64.b64decode(known.get("inner", "")), "<u8").reshape(-1, len(MARGINS))
+        return cls(*(x.astype(x.dtype.newbyteorder("=")) for x in (times, hashes, words, inner)))
 
-    def picture_keys(self) -> np.ndarray:
+    def views(self) -> list[np.ndarray]:
+        """Hashes uint64 [n] of the whole pictures, and of the pictures less each margin."""
+        return [self.hashes, *(self.inner.T if len(self.inner) == len(self.hashes) else ())]
+
+    def picture_keys(self, inner: bool = False) -> np.ndarray:
         """uint64 [k], each once: the halves of the hashes, by which an index finds a picture that is nearly equal."""
-        h = self.hashes[self.hashes != 0]
+        h = np.concatenate(self.views()) if inner else self.hashes
+        h = h[h != 0]
         low = np.uint64(0xFFFFFFFF)
         return np.unique(np.concatenate([h & low, (h >> np.uint64(32)) | np.uint64(1 << 32)]))
 
@@ -130,17 +148,24 @@ def _diagonals(x: np.ndarray) -> np.ndarray:
 
 
 def same_picture(a: Prints, b: Prints) -> bool:
-    """Whether some offset brings the pictures together: where both have one, at least half are nearly equal, over a
-    good part of the shorter video."""
+    """Whether some offset brings the pictures together, whole or one of them less a margin: where both have one, at
+    least half are nearly equal, over a good part of the shorter video."""
     if len(a.hashes) > len(b.hashes):
         a, b = b, a
     if len(a.hashes) < LEAST_PICTURES:
         return False
-    near = (np.bitwise_count(a.hashes[:, None] ^ b.hashes[None]) <= NEAR_PICTURE) & (a.hashes != 0)[:, None]
-    i, j = np.nonzero(near & (b.hashes != 0)[None])
+    whole, *cut = a.views()
+    pairs = [(whole, h) for h in b.views()] + [(h, b.hashes) for h in cut]
+    return any(_aligned(a.times, x, b.times, y) for x, y in pairs)
+
+
+def _aligned(a_times: np.ndarray, a: np.ndarray, b_times: np.ndarray, b: np.ndarray) -> bool:
+    """`same_picture` of one hash for every picture of two videos."""
+    near = (np.bitwise_count(a[:, None] ^ b[None]) <= NEAR_PICTURE) & (a != 0)[:, None]
+    i, j = np.nonzero(near & (b != 0)[None])
     if len(np.unique(i)) < LEAST_PICTURES:
         return False
-    x, y = (p.times.astype(np.int64) for p in (a, b))
+    x, y = (t.astype(np.int64) for t in (a_times, b_times))
     # the sparser the pictures, the less exact is the time of one that is equal
     apart = int(1000 * min(APART_S, max(_step(x), _step(y)) / 2000))
     found, votes = np.unique(np.round((x[i] - y[j]) / apart).astype(np.int64), return_counts=True)
@@ -153,12 +178,14 @@ def _step(times: np.ndarray) -> float:
     return float(np.median(np.diff(times))) if len(times) > 1 else 0.0
 
 
-def _agree(a: Prints, b: Prints, x: np.ndarray, y: np.ndarray, near: np.ndarray, offset: int, apart: int) -> bool:
-    """`same_picture` at one offset in ms: every picture of `a` beside the picture of `b` nearest in time."""
+def _agree(
+    a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, near: np.ndarray, offset: int, apart: int
+) -> bool:
+    """`_aligned` at one offset in ms: every picture of `a` beside the picture of `b` nearest in time."""
     want = x - offset
     right = np.clip(np.searchsorted(y, want), 1, len(y) - 1)
     j = np.where(np.abs(y[right - 1] - want) <= np.abs(y[right] - want), right - 1, right)
-    pair = (np.abs(y[j] - want) <= apart) & (a.hashes != 0) & (b.hashes[j] != 0)
+    pair = (np.abs(y[j] - want) <= apart) & (a != 0) & (b[j] != 0)
     hit = pair & near[np.arange(len(x)), j]
     shorter = min(x[-1] - x[0], y[-1] - y[0])
     if hit.sum() < max(LEAST_PICTURES, (1 - MOST_OTHER) * pair.sum()):

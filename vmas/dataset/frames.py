@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vmas.dataset.fingerprints import PICTURES_S, picture_hash
+from vmas.dataset.fingerprints import MARGINS, PICTURES_S, inner_hashes, picture_hash
 from vmas.errors import DataError, MediaError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -176,11 +176,12 @@ def sample_times(seconds: float, fps: float = FPS, most: int = MOST) -> np.ndarr
 @dataclass(frozen=True, eq=False)
 class Seen:
     """`frames` uint8 [T,size,size,3] at `sample_times`; of more pictures on the way, `hashes` uint64 [n] by
-    `vmas.dataset.fingerprints` and `times` uint32 [n], ms from the start."""
+    `vmas.dataset.fingerprints`, `inner` uint64 [n,M] less its M margins, and `times` uint32 [n], ms from the start."""
 
     frames: np.ndarray
     times: np.ndarray
     hashes: np.ndarray
+    inner: np.ndarray
 
 
 def sample_frames(
@@ -223,15 +224,17 @@ def watch(
 
 
 def _seen(pictures: "Iterator[tuple[float, av.VideoFrame]]", size: int, start_s: float, prints: bool, wanted=None):
-    frames, times, hashes = [], [], []
+    frames, times, hashes, inner = [], [], [], []
     for n, (t, frame) in enumerate(pictures):
         small = _small(frame, SIZE) if prints or size == SIZE else None
         if prints and small is not None:
             times.append(max(0, round(1000 * (t - start_s))))
             hashes.append(picture_hash(small))
+            inner.append(inner_hashes(small))
         if wanted is None or wanted[n]:
             frames.append(small if small is not None and size == SIZE else _small(frame, size))
-    return Seen(np.stack(frames), np.array(times, np.uint32), np.array(hashes, np.uint64))
+    cut = np.array(inner, np.uint64).reshape(-1, len(MARGINS))
+    return Seen(np.stack(frames), np.array(times, np.uint32), np.array(hashes, np.uint64), cut)
 
 
 def _keyframes(path, times: np.ndarray) -> "Iterator[tuple[float, av.VideoFrame]]":

@@ -23,7 +23,7 @@ from vmas.errors import DataError
 WORK, LOCK, PLAN = ".build", "lock", "plan.json"
 SPLITS = ("train", "val", "test")
 FORMAT = 2
-FOR_COMPARING = ("pictures", "sound", "quality")  # what no clip depends on
+FOR_COMPARING = ("pictures", "inner", "sound", "quality")  # what no clip depends on
 
 
 def begin(out: Path, plan: dict[str, Any], update: bool) -> None:

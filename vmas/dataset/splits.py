@@ -64,7 +64,7 @@ class Relatives:
             mine = self.known[n].prints
             names = {kind: np.flatnonzero((x == x[n]) & (x != "")) for kind, x in self.names.items()}
             looked_up = (
-                ("picture", self.pictures.near(mine.picture_keys()), same_picture),
+                ("picture", self.pictures.near(mine.picture_keys(inner=True)), same_picture),
                 ("sound", self.sounds.near(mine.sound_keys()), same_sound),
             )
             alike = {

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 VERSIONS = {
     "probe": 1,
     "similarity": 1,
-    "duplicates": 2,
+    "duplicates": 3,
     "segments": 1,
     "vocals": 1,
     "genre": 1,
@@ -242,7 +242,7 @@ def look(video: Video, state: State, tools: Tools) -> State:
             size = EMBEDDERS[o.frames].size if similarity else SIZE
             seen = watch(video.path, size, video.start, seconds, prints=duplicates)
         out |= {"frames": seen.frames} if similarity else {}
-        out |= {"prints": (seen.times, seen.hashes)} if duplicates else {}
+        out |= {"prints": (seen.times, seen.hashes, seen.inner)} if duplicates else {}
     return out
 
 
@@ -272,8 +272,8 @@ def fingerprint(video: Video, state: State, tools: Tools) -> State:
         with tools.timed("duplicates"):
             part = min(SOUND_S, seconds)
             wav = media.read_audio(video.path, SOUND_RATE, start_s=video.start, duration_s=part)[0]
-            times, hashes = state["prints"]
-            known |= Prints(times, hashes, sound_words(wav)).pack()
+            times, hashes, inner = state["prints"]
+            known |= Prints(times, hashes, sound_words(wav), inner).pack()
     if tools.options.scores_correspondence:
         with tools.timed("splits"):
             known["quality"] = round(_correspondence(video, seconds, tools.options.profile), 6)

@@ -209,7 +209,7 @@ def score(video: Video, tools: Tools) -> dict[str, Any]:
         "similarity": known["similarity"],
         "correspondence": known["quality"],
         "genre_mix": tools.tagger.labels[best],
-        "prints": {k: known[k] for k in ("pictures", "sound")},
+        "prints": {k: known[k] for k in ("pictures", "inner", "sound")},
     }
 
 
