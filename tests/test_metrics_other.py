@@ -11,7 +11,7 @@ from scipy import stats
 
 from vmas.errors import DataError, UsageError
 from vmas.metrics import intervals
-from vmas.metrics.intervals import mean_ci, paired_difference, stratified, summarise, wilson
+from vmas.metrics.intervals import mean_ci, paired_difference, seeds_and_clips, stratified, summarise, wilson
 from vmas.metrics.preference import preference
 from vmas.metrics.retrieval import cosine_similarity, ranks, recall_at, retrieve
 from vmas.metrics.similarity import frame_similarity, keep
@@ -208,6 +208,23 @@ def test_stratified_counts_seeds_and_clips():
     assert stratified(moving, seed=5) == stratified(moving, seed=5)
     one = stratified(clips[None], n=1000)
     assert (one.lo, one.hi) == pytest.approx(mean_ci(clips), abs=0.03)
+
+
+def test_a_set_score_counts_seeds_and_clips():
+    clips = np.array([[1.0, 4.0], [1.5, 4.5], [2.0, 5.0]])
+    x = clips.mean(1) - 0.5  # one below its own interval's upper end by 2, above its lower end by 1
+    lo, hi = seeds_and_clips(x, clips)
+    t = stats.t.interval(0.95, 2, loc=x.mean(), scale=stats.sem(x))
+    assert x.mean() - lo == pytest.approx(np.hypot(1, x.mean() - t[0]))
+    assert hi - x.mean() == pytest.approx(np.hypot(2, t[1] - x.mean()))
+    same = seeds_and_clips([2.0, 2.0], [[1.0, 4.0]] * 2)
+    assert same == pytest.approx((1.0, 4.0)), "equal seeds do not make clips certain"
+    assert seeds_and_clips([2.0], [[1.5, 2.5]]) == (1.5, 2.5)
+    assert all(math.isnan(v) for v in seeds_and_clips([2.0, 3.0], [[np.nan] * 2] * 2))
+    with pytest.raises(DataError, match="do not fit"):
+        seeds_and_clips([1.0, 2.0], [[0.0, 1.0]])
+    with pytest.raises(DataError, match="not a number"):
+        seeds_and_clips([np.nan], [[0.0, 1.0]])
 
 
 def test_stratified_with_missing_clips():

@@ -27,7 +27,7 @@ def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> lis
     """Rows of one condition: every metric's mean over its seeds.
 
     Metrics of single clips get an interval over seeds and clips together. FAD belongs to a set: its mean over the
-    seeds, and as interval the spread of the seeds (two or more) or the one seed's own.
+    seeds, with `intervals.seeds_and_clips`.
     """
     out = []
     for first in found[0].rows:
@@ -38,7 +38,8 @@ def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> lis
             value, ci = s.mean, (s.lo, s.hi)
         else:
             value = float(values.mean())
-            ci = intervals.mean_ci(values, n=profile.eval.bootstrap) if len(values) > 1 else first.ci95
+            within = [r.ci95 or (np.nan, np.nan) for r in same]
+            ci = intervals.seeds_and_clips(values, np.array(within, float))
         chances = [r.chance for r in same if r.chance is not None]
         out.append(
             Row(

@@ -123,6 +123,26 @@ def stratified(values: np.ndarray, seed: int = 0, n: int = 2000, confidence: flo
     return MeanCI(mean, float(lo), float(hi), x.size - left_out, left_out)
 
 
+def seeds_and_clips(values: np.ndarray, within: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval (lo, hi) of the mean over training seeds of a score that belongs to a whole set, as FAD does.
+
+    `values` [S] of the seeds, `within` [S,2] their own intervals over clips. Student's t over the seeds, and the mean
+    of the clips' intervals, since all seeds were judged on the same clips: independent parts, so that the distances
+    from the mean are added in quadrature. One seed has its own interval. NaN intervals give (nan, nan). Raises
+    DataError.
+    """
+    x, ci = np.asarray(values, np.float64), np.asarray(within, np.float64)
+    if x.ndim != 1 or not x.size or ci.shape != (x.size, 2):
+        raise DataError(f"seeds' scores and their intervals do not fit: {list(x.shape)} and {list(ci.shape)}")
+    if not np.isfinite(x).all():
+        raise DataError("a seed's score is not a number")
+    if x.size == 1:
+        return float(ci[0, 0]), float(ci[0, 1])
+    over_seeds = stats.t.ppf((1 + confidence) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
+    below, above = np.abs(ci - x[:, None]).mean(axis=0)
+    return float(x.mean() - np.hypot(below, over_seeds)), float(x.mean() + np.hypot(above, over_seeds))
+
+
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share; `successes` may be a half (ties counted half). (nan, nan) for n = 0."""
     if not 0 <= successes <= n:

@@ -139,6 +139,8 @@ def _sweep_notes(record: Record, clips: str) -> list[str]:
         few = ", ".join(f"{name} {n}" for name, n in trained.items() if n != max(trained.values()))
         over = f"{max(trained.values())} training seeds{f' ({few})' if few else ''} and {clips} clips per data set"
     lines = [f"[low, high]: 95% bootstrap interval over {over}."]
+    if max(trained.values()) > 1:
+        lines.append("FAD, one number a set: Student's t over the seeds and the bootstrap over clips, in quadrature.")
     lines += [f"{label}: {what}." for label, what in record.extra.get("changes", {}).items()]
     if missing := record.extra.get("missing"):
         lines.append(f"No record yet: {', '.join(missing)}.")
