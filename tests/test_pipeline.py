@@ -199,8 +199,8 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     assert not alive
 
 
-def test_workers_have_the_environment_of_the_moment(monkeypatch):
-    for value in ("first", "second"):
+def test_workers_have_the_environment_of_the_moment(tmp_path, monkeypatch):
+    for value in (str(tmp_path / "first"), str(tmp_path / "second")):
         monkeypatch.setenv("VMAS_CACHE", value)
         with processes(2) as pool:
             assert set(pool.map(os.getenv, ["VMAS_CACHE"] * 3)) == {value}

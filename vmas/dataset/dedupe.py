@@ -2,7 +2,8 @@
 
 Fingerprints (`vmas.dataset.fingerprints`) are compared in full only where an inverted index over their parts finds at
 least `HITS` in common: the words of the sound, and the halves of the pictures' hashes. The index is one sorted array,
-so that the cost stays near linear; a video has up to 7 KB in it.
+so that the cost stays near linear; a video has up to 7 KB in it. Cut pictures are compared but not
+indexed: a cropped copy is met by its sound, and of a held-out video by that video's own cut pictures (`splits`).
 """
 
 import hashlib
