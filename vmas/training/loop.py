@@ -395,7 +395,7 @@ def fit(
         rate = run.seconds / run.step
         say(
             f"{stage.name}: {run.step} steps, {rate:.2f} s each with validation and states;"
-            f" {share:.1%} of a step's time waiting for data; {took['peak_gb']:.1f} GB at most"
+            f" {took['loader_share']:.1%} of a step's time waiting for data; {took['peak_gb']:.1f} GB at most"
         )
     return {"steps": run.step, **took, "curve": run.curve, "val": last}
 
