@@ -210,6 +210,24 @@ def test_stratified_counts_seeds_and_clips():
     assert (one.lo, one.hi) == pytest.approx(mean_ci(clips), abs=0.03)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_stratified_holds_the_truth_as_often_as_it_says(seeds):
+    rng = np.random.default_rng(seeds)
+    held = []
+    for i in range(200):
+        clips, trainings = rng.normal(0, 0.1, 60), rng.normal(0, 0.05, (seeds, 1))
+        ci = stratified(0.4 + clips + trainings + rng.normal(0, 0.05, (seeds, 60)), seed=i, n=400)
+        held.append(ci.lo <= 0.4 <= ci.hi)
+    assert 0.92 <= np.mean(held) <= 1  # 95% asked; drawing two seeds again and again gives 83%
+
+
+def test_two_seeds_are_as_wide_as_students_t():
+    x = np.array([[0.3], [0.5]]) + np.zeros(50)  # clips say nothing: what is left is t with one degree of freedom
+    got = stratified(x, n=2000)
+    want = stats.t.interval(0.95, 1, loc=0.4, scale=stats.sem([0.3, 0.5]))
+    assert (got.lo, got.hi) == pytest.approx(want, rel=0.02)
+
+
 def test_a_set_score_counts_seeds_and_clips():
     clips = np.array([[1.0, 4.0], [1.5, 4.5], [2.0, 5.0]])
     x = clips.mean(1) - 0.5  # one below its own interval's upper end by 2, above its lower end by 1

@@ -1,5 +1,7 @@
 """Sweeps: which runs there are, which shares they see, and what a table makes of their records."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from vmas.errors import DataError, UsageError
 from vmas.experiments import assemble, data_size, registry, runner, sweep, table5
 from vmas.experiments.sweep import Condition
 from vmas.records import Record, Row
-from vmas.report import paper, sweeps, table
+from vmas.report import paper, remarks, sweeps, table
 from vmas.training.stages import shared_rows
 
 DATA = "corpus"
@@ -43,6 +45,15 @@ def test_conditions_of_table_5_are_the_papers_rows_and_one_change_each():
     assert mini["beats"].align.normalise == "count"
     assert mini["beats"].align.temperature == 1.0
     assert mini["beats"].align.alpha == 0.05  # appendix B's, whatever the profile takes
+    assert mini["all-maxima"].align == replace(mini["beats"].align, require_positive=False)
+    assert mini["shipped"] == config.load("mini")
+    weighted = [c.name for c in table5.CONDITIONS if "over Σw" in c.label]
+    assert {"dilated", "onset", "delta-2", "alpha-.5"} < set(weighted)
+    assert {mini[n].align.normalise for n in weighted} == {"weight"}
+    for name in weighted:
+        one, base = config.plain(mini[name])["align"], config.plain(mini["normalised"])["align"]
+        assert sum(one[k] != base[k] for k in base) == (name != "normalised"), "one change"
+    assert all(not mini[n].train.freeze for n in ("trained", "no-motion")), "an untrained encoder must not stay so"
     assert len({config.sha256(p) for p in mini.values()}) == len(mini)
 
 
@@ -88,15 +99,50 @@ def test_paired_differences_use_shared_seeds_only(smoke):
     base = rng.uniform(0.2, 0.4, (3, 200))
     a = [made(s, base[s] + 0.05, name="a") for s in (0, 1)]
     b = [made(s, base[s], name="b") for s in (0, 1, 2)]
-    (got,) = assemble.differences(a, b, smoke)
+    fad, got = assemble.differences(a, b, smoke)
     assert got["seeds"] == 2
     assert got["difference"] == pytest.approx(0.05)
     assert got["lo"] == pytest.approx(0.05)
-    assert got["improvement"] == 1.0
-    (equal,) = assemble.differences(b, b, smoke)
+    assert [got[k] for k in ("improvement", "improvement_lo", "improvement_hi")] == [1.0, 1.0, 1.0]
+    assert fad["metric"] == "FAD (codec)"
+    _, equal = assemble.differences(b, b, smoke)
     assert equal["difference"] == 0
     assert equal["improvement"] == 0.5
     assert assemble.differences(a, [made(7, base[0])], smoke) == []
+
+
+def test_a_set_score_is_compared_seed_by_seed(smoke):
+    a = [made(s, [0.3, 0.4], fad=f, name="a") for s, f in ((0, 2.0), (1, 4.0), (2, 9.0))]
+    b = [made(s, [0.3, 0.4], fad=f, name="b") for s, f in ((0, 1.5), (1, 3.0), (2, 7.5))]
+    fad, _ = assemble.differences(a, b, smoke)
+    assert (fad["difference"], fad["seeds"], fad["improvement"]) == (1.0, 3, 0.0)
+    assert fad["hi"] - 1 == pytest.approx(4.302653 * 0.5 / 3**0.5)  # t of two degrees of freedom, gaps .5, 1, 1.5
+    alone, _ = assemble.differences(a[:1], b[:1], smoke)
+    assert alone["difference"] == 0.5
+    assert alone["lo"] is None, "one seed says nothing about another"
+
+
+def test_how_often_a_clip_improves_has_an_interval(smoke):
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(0, 0.1, (3, 200))
+    a, b = ([made(s, 0.3 + sign * gaps[s] / 2) for s in range(3)] for sign in (1, -1))
+    _, got = assemble.differences(a, b, smoke)
+    assert got["improvement"] == pytest.approx(np.mean(gaps > 0))
+    assert got["improvement_lo"] < 0.5 < got["improvement_hi"]
+
+
+def test_runs_that_began_otherwise_are_no_pair(smoke):
+    def began(record, **stage1):
+        record.extra["stage1"] = stage1
+        return record
+
+    old = [made(0, [0.3, 0.4]), made(1, [0.3, 0.4])]
+    again = [began(made(0, [0.3, 0.5]), music="m0"), made(1, [0.3, 0.5])]
+    assert {d["seeds"] for d in assemble.differences(again, old, smoke)} == {1}
+    both = [began(made(0, [0.3, 0.4]), music="m0", motion="x")], [began(made(0, [0.3, 0.4]), music="m0", motion="y")]
+    assert assemble.differences(*both, smoke) == []
+    both[0][0].extra["condition"] = {"overrides": {"encoder": {"frames": 16}}}
+    assert assemble.differences(*both, smoke), "another encoder has a stage 1 of its own"
 
 
 def test_a_table_of_what_is_recorded(smoke):
@@ -106,7 +152,7 @@ def test_a_table_of_what_is_recorded(smoke):
     record = assemble.record("t", "T", conditions, found, "b", smoke)
     assert [r.system for r in record.rows] == ["B", "B", "A", "A"]
     assert record.extra["missing"] == ["later"]
-    assert record.extra["differences"]["a"][0]["difference"] == pytest.approx(0.25)
+    assert record.extra["differences"]["a"][1]["difference"] == pytest.approx(0.25)
     notes = table.footnotes(record)
     assert "A: align.contrastive = False, align.alpha = 0.1, decoder.time_bias_s = None." in notes
     assert "No record yet: later." in notes
@@ -193,21 +239,98 @@ def _assembled(
 def test_gains_are_the_paired_differences(smoke):
     two = [Condition("a", "Autoregressive baseline"), Condition("b", "+ contrastive")]
     got = sweeps.gains(_assembled(smoke, two))
-    assert list(got.condition) == ["b"]
-    assert float(got.difference.iloc[0]) == pytest.approx(0.1)
-    assert float(got.better.iloc[0]) == 1.0
-    assert got.lo.iloc[0] <= 0.1 + 1e-9 <= got.hi.iloc[0] + 2e-9
+    fad, align = got.itertuples()
+    assert (fad.condition, align.condition) == ("b", "b")
+    assert (fad.difference, align.difference) == (1.0, pytest.approx(0.1))
+    assert (fad.better, align.better) == (0.0, 1.0)
+    assert (fad.lo, fad.hi, fad.seeds) == (1.0, 1.0, 2)
+    assert align.lo <= 0.1 + 1e-9 <= align.hi + 2e-9
+    assert (fad.verdict, align.verdict) == ("worse", "better")
     assert list(sweeps.gains(_assembled(smoke, two[:1])).columns) == list(got.columns)
 
 
 def test_curves_draw_every_condition_with_its_colour(smoke):
     two = [Condition("a", "Autoregressive baseline"), Condition("b", "+ contrastive")]
-    curve = [{"step": 10, "ce": 3.0, "L_c": 0.0}, {"step": 20, "ce": 2.5, "L_c": 0.0}]
-    ce, contrast = sweeps.curves(_assembled(smoke, two, curve)).axes
+    curve = [{"step": s, "ce": v, "L_g": v, "L_c": 0.0, "loss": v} for s, v in ((10, 3.0), (20, 2.5))]
+    ce, _, contrast = sweeps.curves(_assembled(smoke, two, curve)).axes
     assert [line.get_color() for line in ce.lines] == ["#56B4E9", "#E69F00"]
     assert list(ce.lines[0].get_ydata()) == [3.0, 2.5]
     assert not contrast.lines  # neither has a contrast
     assert "nats" in ce.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("direction", "lo", "hi", "seeds", "want"),
+    [
+        ("up", 0.1, 0.2, 2, "better"),
+        ("down", 0.1, 0.2, 3, "worse"),
+        ("down", -0.2, -0.1, 3, "better"),
+        ("up", -0.1, 0.2, 5, "no difference shown"),
+        ("up", 0.1, 0.2, 1, "cannot tell: one training each"),
+        ("up", None, None, 1, "cannot tell: one training each"),
+    ],
+)
+def test_verdicts_follow_a_rule(direction, lo, hi, seeds, want):
+    assert sweeps.verdict(direction, lo, hi, seeds) == want
+
+
+def _curve(*points) -> list[dict]:
+    return [{"step": s, "ce": v, "L_g": v, "L_c": 0.0, "loss": v} for s, v in points]
+
+
+def _two_seeds(smoke, *curves) -> Record:
+    found = [made(s, [0.2, 0.4], name="B") for s in range(len(curves))]
+    for r, curve in zip(found, curves, strict=True):
+        r.extra["curve"] = curve
+    return assemble.record("t", "T", [Condition("b", "Autoregressive baseline")], {"b": found}, "b", smoke)
+
+
+def test_seeds_validated_at_other_updates_are_drawn_where_both_were(smoke):
+    often = _curve((10, 3.0), (20, 2.0), (30, 1.0))
+    record = _two_seeds(smoke, often, _curve((15, 9.0), (30, 2.0)))
+    (line,) = sweeps.curves(record).axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([30], [1.5])
+
+
+def test_rows_that_were_trained_past_their_best_are_named(smoke):
+    falls, rises = _curve((10, 3.0), (20, 2.0), (30, 1.99)), _curve((10, 2.0), (20, 2.1), (30, 2.2))
+    ended = sweeps.trained(_two_seeds(smoke, falls, rises))
+    assert list(ended.best) == [30, 10]
+    assert list(ended["last third"]) == pytest.approx([-0.5, 100 * (2.2 / 2.1 - 1)])
+    (line,) = remarks.past_their_best(_two_seeds(smoke, falls, rises))
+    assert "b 10 of 30" in line
+    assert remarks.past_their_best(_two_seeds(smoke, falls, falls)) == []
+
+
+def test_effects_are_told_with_interval_and_rule(smoke):
+    two = [Condition("a", "Autoregressive baseline"), Condition("b", "+ contrastive")]
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.2, 0.4, (3, 50))
+    found = {"a": [made(s, base[s], fad=5 + s) for s in range(3)]}
+    found["b"] = [made(s, base[s] + 0.05, fad=7.0 + s) for s in range(3)]
+    record = assemble.record("t", "T", two, found, "a", smoke)
+    effect, rule = remarks.effects(record, ["b"])
+    assert effect.startswith("b against a, corpus, 3 seeds: FAD (codec) +2.000 [+2.000, +2.000], worse; MV Align")
+    assert effect.endswith("+0.050 [+0.050, +0.050], better.")
+    assert "of 2" in rule
+    assert remarks.effects(record, ["no such row"]) == []
+
+
+def test_how_far_rows_reach_is_told_beside_the_ceiling(smoke):
+    record = _two_seeds(smoke, _curve((1, 1.0)))  # MV Align .3, chance .2
+    top = Record("table3", "smoke", "T", "k", (Row("Through codec", DATA, METRIC, "up", 0.6, status="smoke"),), {}, {})
+    (line,) = remarks.reach(record, top, "Through codec")
+    assert line == f"{METRIC}, corpus, of the way from chance to through codec (0.600): Autoregressive baseline 25%."
+    assert remarks.reach(record, top, "Another") == []
+
+
+def test_each_figure_of_the_data_size_has_its_own_metrics(smoke):
+    both = _assembled(smoke, data_size.CONDITIONS)
+    for target, first in (("fig6", "FAD (codec)"), ("fig7", METRIC)):
+        got = data_size.finish(replace(both, target=target), smoke)
+        assert {r.metric for r in got.rows} == {first}
+        assert {g["metric"] for found in got.extra["differences"].values() for g in found} == {first}
+        assert data_size.figure(got).axes[0].get_ylabel().startswith(first)
 
 
 def test_data_size_figure_draws_ours_and_the_papers_on_axes_of_their_own(smoke):

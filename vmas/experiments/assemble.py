@@ -63,28 +63,56 @@ def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> lis
 def differences(a: Sequence[Record], b: Sequence[Record], profile: Profile) -> list[dict[str, Any]]:
     """What condition `a` gains over `b` on the same seeds and clips.
 
-    One dict a data set and metric: dataset, metric, difference (a - b), lo, hi, seeds, and `improvement`, the share
-    of (seed, clip) pairs in which a is better, ties counted half. Seeds that one side lacks are left out.
+    One dict a data set and metric: dataset, metric, direction, difference (a - b), lo, hi (95%), seeds, and
+    `improvement`, the share of (seed, clip) pairs in which a is better, ties counted half, with `improvement_lo` and
+    `improvement_hi`. It speaks of a clip of a training, not of the mean of a training. FAD belongs to a set: its
+    difference is a seed's, the interval Student's t over seeds (None for one), and `improvement` the share of seeds.
+
+    Seeds that one side lacks are left out, and so are those whose two runs began from another stage 1
+    (`extra["stage1"]`): they would differ by more than the condition.
     """
-    shared = sorted({r.extra["seed"] for r in a} & {r.extra["seed"] for r in b})
+    of_a, of_b = ({r.extra["seed"]: r for r in side} for side in (a, b))
+    shared = [s for s in sorted(set(of_a) & set(of_b)) if _began_alike(of_a[s], of_b[s])]
     if not shared:
         return []
-    left, right = ([next(r for r in side if r.extra["seed"] == s) for s in shared] for side in (a, b))
+    left, right = ([side[s] for s in shared] for side in (of_a, of_b))
     out = []
     for row in left[0].rows:
-        if row.metric not in left[0].extra["per_clip"][row.dataset] or row.direction not in BETTER:
+        if row.direction not in BETTER:
             continue
-        gap = clips(left, row.dataset, row.metric) - clips(right, row.dataset, row.metric)
-        s = intervals.stratified(gap, n=profile.eval.bootstrap)
-        known = gap[~np.isnan(gap)] * BETTER[row.direction]
-        wins = float(np.mean((known > 0) + 0.5 * (known == 0))) if known.size else float("nan")
+        sign = BETTER[row.direction]
+        if row.metric in left[0].extra["per_clip"][row.dataset]:
+            gap = clips(left, row.dataset, row.metric) - clips(right, row.dataset, row.metric)
+            s = intervals.stratified(gap, n=profile.eval.bootstrap)
+            won = np.where(np.isnan(gap), np.nan, (sign * gap > 0) + 0.5 * (gap == 0))
+            wins = intervals.stratified(won, n=profile.eval.bootstrap)
+        else:
+            ours, others = (
+                np.array([r.row(r.rows[0].system, row.dataset, row.metric).value for r in side], float)
+                for side in (left, right)
+            )
+            gap = ours - others
+            s = intervals.over_seeds(gap)
+            wins = intervals.over_seeds((sign * gap > 0) + 0.5 * (gap == 0))
+        found = {
+            **{"difference": s.mean, "lo": s.lo, "hi": s.hi, "improvement": wins.mean},
+            **{"improvement_lo": np.maximum(0.0, wins.lo), "improvement_hi": np.minimum(1.0, wins.hi)},
+        }
         out.append(
-            {
-                **{"dataset": row.dataset, "metric": row.metric, "direction": row.direction, "seeds": len(shared)},
-                **{"difference": s.mean, "lo": s.lo, "hi": s.hi, "improvement": wins},
-            }
+            {"dataset": row.dataset, "metric": row.metric, "direction": row.direction, "seeds": len(shared)}
+            | {k: None if np.isnan(v) else float(v) for k, v in found.items()}
         )
     return out
+
+
+def _began_alike(a: Record, b: Record) -> bool:
+    """Whether two runs of a seed share stage 1, as far as their encoders are the same.
+
+    Records made before stage 1 was kept name none; it was trained once for all of them, and for no others.
+    """
+    x, y = (r.extra.get("stage1") or {} for r in (a, b))
+    same = [r.extra.get("condition", {}).get("overrides", {}).get("encoder") for r in (a, b)]
+    return x == y if same[0] == same[1] else bool(x) == bool(y)
 
 
 def changes(condition: Condition) -> str:
@@ -123,6 +151,7 @@ def record(
     every = [r for c in there for r in found[c.name]]
     extra = {
         "note": profile.note,
+        "reference": reference,
         "differences": gains,
         "seeds": {c.name: sorted(r.extra["seed"] for r in found[c.name]) for c in there},
         "missing": [c.name for c in conditions if c not in there],

@@ -5,6 +5,7 @@ only such local ones, so that the first run on a machine computes there, and the
 lie from the committed record; `source="records"` (a notebook read as it is) takes the committed ones first.
 """
 
+import dataclasses
 import importlib
 import os
 import warnings
@@ -236,8 +237,8 @@ def run_sweep(
 def sweep_record(target: Target, profile: str) -> Record:
     """The table of a sweep target from the records that are there, the paper's rows beside it.
 
-    A module's `finish(record, profile, file)` adds what no single run can know. Raises DataError when no run is
-    recorded yet.
+    A module's `finish(record, profile, file)` adds what no single run can know; `extra["remarks"]` says in words what
+    the numbers say (`vmas.report.remarks`). Raises DataError when no run is recorded yet.
     """
     from vmas.experiments import assemble, sweep
     from vmas.report import paper
@@ -245,8 +246,19 @@ def sweep_record(target: Target, profile: str) -> Record:
     module, cfg = importlib.import_module(target.sweep), config.load(profile)
     found = sweep.recorded(module.TARGET, module.CONDITIONS, profile)
     quoted = [r for name in getattr(module, "QUOTED", ()) for r in paper.quoted_rows(name)]
-    record = assemble.record(module.TARGET, module.TITLE, module.CONDITIONS, found, module.REFERENCE, cfg, quoted)
-    return module.finish(record, cfg, profile) if hasattr(module, "finish") else record
+    title = module.TITLE if module.TARGET == target.name else target.title  # several targets may share the runs
+    record = assemble.record(target.name, title, module.CONDITIONS, found, module.REFERENCE, cfg, quoted)
+    record = module.finish(record, cfg, profile) if hasattr(module, "finish") else record
+    return dataclasses.replace(record, extra={**record.extra, "remarks": _remarks(record, module)})
+
+
+def _remarks(record: Record, module: ModuleType) -> list[str]:
+    from vmas.experiments import table3
+    from vmas.report import remarks
+
+    bounds = records.committed(table3.TARGET, record.profile, 0)
+    reached = remarks.reach(record, records.read(bounds), table3.CODEC) if bounds.is_file() else []
+    return [*remarks.effects(record, module.PAPER), *remarks.past_their_best(record), *reached]
 
 
 def plan_sweep(target: Target, profile: str, seeds: list[int], only: list[str] | None = None) -> str:

@@ -13,25 +13,64 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-CURVES = {"ce": "cross-entropy, nats per token", "L_c": "L_c (eq. 2), nats"}
+CURVES = {
+    "ce": "cross-entropy,\nnats per token",
+    "L_g": "L_g (eq. 4), nats",
+    "L_c": "L_c (eq. 2), nats",
+}
+
+
+def verdict(direction: str, lo: float | None, hi: float | None, seeds: int) -> str:
+    """Whether a difference is one, by a rule: its 95% interval, over two trainings or more a side, leaves out 0."""
+    if seeds < 2 or lo is None or hi is None:
+        return "cannot tell: one training each"
+    if lo <= 0 <= hi:
+        return "no difference shown"
+    return "better" if (lo > 0) == (direction == "up") else "worse"
 
 
 def gains(record: Record) -> "pd.DataFrame":
     """Paired differences from the reference row, one line a condition, data set and metric.
 
-    Columns condition, dataset, metric, difference, lo, hi (95% interval over seeds and clips), better (probability
-    that a clip of a seed is better than the reference's), seeds.
+    Columns condition, dataset, metric, difference, lo, hi (95% interval over seeds and clips), better (share of the
+    clips of a seed that come out better than the reference's; of FAD: of the seeds), better_lo, better_hi, seeds,
+    verdict.
     """
     import pandas as pd
 
     lines = [
         {"condition": name, **{k: g[k] for k in ("dataset", "metric", "difference", "lo", "hi")}}
-        | {"better": g["improvement"], "seeds": g["seeds"]}
+        | {"better": g["improvement"], "better_lo": g["improvement_lo"], "better_hi": g["improvement_hi"]}
+        | {"seeds": g["seeds"], "verdict": verdict(g["direction"], g["lo"], g["hi"], g["seeds"])}
         for name, found in record.extra["differences"].items()
         for g in found
     ]
-    columns = ["condition", "dataset", "metric", "difference", "lo", "hi", "better", "seeds"]
-    return pd.DataFrame(lines, columns=columns)
+    columns = ["condition", "dataset", "metric", "difference", "lo", "hi", "better", "better_lo", "better_hi", "seeds"]
+    return pd.DataFrame(lines, columns=[*columns, "verdict"]).astype({k: float for k in columns[3:9]})
+
+
+def trained(record: Record) -> "pd.DataFrame":
+    """How the trainings ended, by their own objective L on the validation split: one line a condition and seed.
+
+    Columns condition, seed, updates, best (the update with the lowest L), L best, L last, cross-entropy best and last
+    (unweighted), and `last third`, by how much L changed over it, in percent: near 0 is flat.
+    """
+    import pandas as pd
+
+    lines = []
+    for name, runs in record.extra["curves"].items():
+        for seed, curve in zip(record.extra["seeds"][name], runs, strict=True):
+            if not curve:
+                continue
+            last, best = curve[-1], min(curve, key=lambda c: c["loss"])
+            before = min(curve, key=lambda c: abs(c["step"] - last["step"] * 2 / 3))
+            lines.append(
+                {"condition": name, "seed": seed, "updates": last["step"], "best": best["step"]}
+                | {"L best": best["loss"], "L last": last["loss"]}
+                | {"cross-entropy best": min(c["ce"] for c in curve), "cross-entropy last": last["ce"]}
+                | {"last third": 100 * (last["loss"] / before["loss"] - 1)}
+            )
+    return pd.DataFrame(lines)
 
 
 def _labels(record: Record) -> list[str]:
@@ -39,19 +78,22 @@ def _labels(record: Record) -> list[str]:
 
 
 def curves(record: Record) -> "Figure":
-    """Validation cross-entropy and L_c against updates: a line a condition (mean of its seeds), a band their range."""
+    """Validation cross-entropy, L_g and L_c against updates: a line a condition (its seeds' mean), a band their range.
+
+    Seeds that were validated after other updates are drawn where all of them were.
+    """
     import seaborn as sns
     from matplotlib.figure import Figure
 
     labels = dict(zip(record.extra["curves"], _labels(record), strict=True))
     dashes = ["-", "--", ":", "-."]
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
-        fig = Figure(figsize=(9, 3.2), layout="constrained")
+        fig = Figure(figsize=(11, 3.2), layout="constrained")
         for ax, (field, unit) in zip(fig.subplots(1, len(CURVES)), CURVES.items(), strict=True):
             seen: dict[str, int] = {}
             for name, runs in record.extra["curves"].items():
-                steps = [c["step"] for c in runs[0]]
-                y = np.array([[c[field] for c in run[: len(steps)]] for run in runs], float)
+                steps = sorted(set.intersection(*({c["step"] for c in run} for run in runs)))
+                y = np.array([[c[field] for c in run if c["step"] in steps] for run in runs], float)
                 if field == "L_c" and not y.any():
                     continue  # the baseline has no contrast
                 colour = palette.colour(labels[name])
@@ -61,7 +103,7 @@ def curves(record: Record) -> "Figure":
                 if len(runs) > 1:
                     ax.fill_between(steps, y.min(0), y.max(0), color=colour, alpha=0.2, lw=0)
             ax.set_xlabel("updates of stage 2")
-            ax.set_ylabel(f"validation {unit}".replace(", ", ",\n"))
+            ax.set_ylabel(f"validation {unit}")
             sns.despine(ax=ax)
         fig.axes[0].legend(frameon=False, fontsize=7)
     return fig

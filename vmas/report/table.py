@@ -141,6 +141,7 @@ def _sweep_notes(record: Record, clips: str) -> list[str]:
     lines = [f"[low, high]: 95% bootstrap interval over {over}."]
     if max(trained.values()) > 1:
         lines.append("FAD, one number a set: Student's t over the seeds and the bootstrap over clips, in quadrature.")
+    lines += record.extra.get("remarks", [])
     lines += [f"{label}: {what}." for label, what in record.extra.get("changes", {}).items()]
     if missing := record.extra.get("missing"):
         lines.append(f"No record yet: {', '.join(missing)}.")

@@ -1,0 +1,78 @@
+"""What a sweep's numbers say, in words made of its record by stated rules: the note under its table."""
+
+from collections.abc import Sequence
+
+from vmas.records import Record
+from vmas.report import sweeps, table
+
+RISE = 0.005  # share by which a validation objective may lie over its lowest before it counts as risen
+
+
+def past_their_best(record: Record, by: float = RISE) -> list[str]:
+    """A line on the rows whose own validation objective had risen again, by more than a share `by`, at the end."""
+    found = sweeps.trained(record)
+    over = found[found["L last"] > (1 + by) * found["L best"]] if len(found) else found
+    if not len(over):
+        return []
+    named = "; ".join(
+        f"{name} {min(part['best'])} of {max(part['updates'])}" for name, part in over.groupby("condition", sort=False)
+    )
+    return [
+        "Trained past the lowest of their own validation objective (reached after so many updates), and evaluated at"
+        f" the end as every row is: {named}. Where such a row is worse, what was learnt by heart may be the cause."
+    ]
+
+
+def effects(record: Record, conditions: Sequence[str]) -> list[str]:
+    """Of each condition, a line a data set: what it changes against the reference row, with interval and verdict."""
+    found = sweeps.gains(record)
+    lines = []
+    for (name, dataset), part in found[found.condition.isin(list(conditions))].groupby(
+        ["condition", "dataset"], sort=False
+    ):
+        seeds = int(part.seeds.iloc[0])
+        if seeds < 2:
+            values = "; ".join(f"{g.metric} {g.difference:+.3f}" for g in part.itertuples())
+            lines.append(f"{name} against {record.extra['reference']}, {_short(dataset)}, one training each: {values}.")
+            continue
+        values = "; ".join(
+            f"{g.metric} {g.difference:+.3f} [{g.lo:+.3f}, {g.hi:+.3f}], {g.verdict}" for g in part.itertuples()
+        )
+        lines.append(f"{name} against {record.extra['reference']}, {_short(dataset)}, {seeds} seeds: {values}.")
+    if lines:
+        tests = int(found.lo.notna().sum())
+        lines.append(
+            "better and worse: the paired difference's 95% interval leaves out 0. Intervals are not adjusted for their"
+            f" number: of {tests}, some {max(1, round(tests / 20))} would leave it out by chance alone."
+        )
+    return lines
+
+
+def reach(record: Record, bounds: Record, ceiling: str) -> list[str]:
+    """How far every row gets from its chance to `ceiling`, a system of `bounds` (Table 3) on the same clips.
+
+    MV Align as the share of the way from the row's chance to the ceiling, tagger accuracy as a share of the ceiling's.
+    """
+    lines = []
+    for dataset in table.datasets(record):
+        chosen = [r for r in record.rows if r.dataset == dataset and r.value is not None]
+        for metric in dict.fromkeys(r.metric for r in chosen):
+            align, top = metric.startswith("MV Align"), _value(bounds, ceiling, dataset, metric)
+            if top is None or not (align or metric == "Tagger accuracy"):
+                continue
+            parts = []
+            for r in (r for r in chosen if r.metric == metric):
+                low = (r.chance or 0.0) if align else 0.0
+                parts.append(f"{r.system} {(float(r.value or 0) - low) / (top - low):.0%}")
+            what = f"{'of the way from chance to' if align else 'of'} {ceiling[0].lower()}{ceiling[1:]}"
+            lines.append(f"{metric}, {_short(dataset)}, {what} ({top:.3f}): {'; '.join(parts)}.")
+    return lines
+
+
+def _value(bounds: Record, system: str, dataset: str, metric: str) -> float | None:
+    return next((r.value for r in bounds.rows if (r.system, r.dataset, r.metric) == (system, dataset, metric)), None)
+
+
+def _short(dataset: str) -> str:
+    """\"corpus, test (stands for DISCO-MV)\" as \"test\"."""
+    return dataset.split(" (")[0].split(", ")[-1]
