@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from vmas import config, paths, records
-from vmas.embedders.tagger import MiniTagger, TaggerConfig
+from vmas.corpus.sound import render_audio
+from vmas.corpus.spec import sample_spec
+from vmas.embedders.tagger import MiniTagger, TaggerConfig, load_tagger
 from vmas.errors import DataError, UsageError
 from vmas.experiments import follow, follow_stimuli, follow_tests
 from vmas.experiments.evaluate import Analysis, Evaluator, Reference
@@ -211,6 +213,44 @@ def test_they_tell_who_looks(played):
     assert deaf["slow", "half the speed, by its onsets?"] == "not seen"
     # clicks have no genre: a cut moves nothing in either
     assert deaf["cut", "the genre of the picture after a cut?"] != "yes"
+
+
+class Cutter:
+    """Plays each clip's own music, known by the brightness of its pictures: up to the cut and after, or the last's."""
+
+    def __init__(self, waves, ahead: bool):
+        self.waves, self.ahead, self.device = waves, ahead, torch.device("cpu")
+
+    def generate_waveform(self, frames, seed=0, first=0, progress=None):
+        half = self.waves.shape[1] // 2
+        shown = np.asarray(frames)[..., 0].mean(axis=(2, 3)).round().astype(int)
+        begins, ends = shown[:, -1 if self.ahead else 0], shown[:, -1]
+        return np.concatenate([self.waves[begins, :half], self.waves[ends, half:]], axis=1)
+
+
+@pytest.mark.parametrize(("ahead", "said"), [(False, True), (True, False)])
+def test_a_cut_is_followed_by_who_changes_there_and_not_by_who_plays_the_second_from_the_start(
+    profile, tagger, monkeypatch, ahead, said
+):
+    mini = config.load("mini")
+    specs = (sample_spec("val", i, mini.corpus, SECONDS) for i in range(100))
+    chosen = [s for s in specs if s.genre in ("jazz", "metal", "classical")][:N]
+    waves = np.stack([render_audio(s, RATE) for s in chosen])
+    names = sorted({s.genre for s in chosen})
+    judge = Evaluator(load_tagger(paths.checkpoints("mini") / "tagger"), RATE, workers=1)
+    order = [judge.tagger.labels.index(s.genre) for s in chosen]
+    assert len(names) == 3
+    base = bench(profile, tagger, True, monkeypatch)
+    frames = np.broadcast_to(np.arange(N, dtype=np.uint8)[:, None, None, None, None], base.frames.shape)
+    own = np.round(waves * 32767).astype(np.int16)
+    told = {"model": Cutter(waves, ahead), "judge": judge, "frames": frames, "genres": np.array(order), "waves": own}
+    case = dataclasses.replace(base, **told)
+    record = recorded(profile, {"cut": follow_tests.cut(case, own)})
+    (answer,) = follow.answers(record)
+    assert (answer["answer"] == "yes") == said
+    part = f"val: {follow_tests.CUT}"
+    after = record.row(follow_tests.JOINED, part, f"{follow_tests.MOVED}, after")
+    assert follow.answer(after) == "yes", "both play the second video's music after the cut"
 
 
 def test_values_of_a_perfect_follower(played):

@@ -96,7 +96,13 @@ def test_sweep_from_nothing(world, capsys, monkeypatch):
     assert performed == [(names[0], 1), (names[0], 0), (names[1], 0), (names[1], 1)]
     assert cli.main([*line, *two, "--seeds", "2"]) == 0
     assert len(performed) == 4, "recorded runs are skipped"
+    trained = [*(world.parent / "cache" / "train" / "tiny").glob("vmas-seed1-*")]
+    before = {(d / "states").stat().st_ino for d in trained}
     capsys.readouterr()
+    assert cli.main([*line, "--only", "baseline", "--seed", "1", "--force"]) == 0
+    assert performed.pop() == (names[0], 1)
+    assert "table5-baseline, seed 1: " in capsys.readouterr().out, "how far it lands from the record"
+    assert len(before - {(d / "states").stat().st_ino for d in trained}) == 1, "one was trained anew"
     assert cli.main([*line, *two, "--seeds", "2", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("recorded") == 4
     assert cli.main(line) == 0, "without --seeds nothing is trained"

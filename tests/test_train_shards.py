@@ -148,6 +148,32 @@ def test_a_published_stage_1_is_where_later_runs_start(world, tmp_path, monkeypa
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_stage_2_belongs_to_its_stage_1_and_can_be_trained_anew(world, tmp_path, monkeypatch):
+    p, folder, _, _ = world
+    own = codec.load_codec(paths.checkpoints("tiny") / "codec")
+    monkeypatch.setattr(paths, "checkpoints", lambda _: tmp_path / "checkpoints")
+    monkeypatch.setenv("VMAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(stages, "the_codec", lambda _: own)
+    data = ShardData(p, own, folder)
+
+    def trained(profile, **kw) -> dict:
+        out = stages.train_profile(profile, 6, "cpu", tmp_path / "model", progress=False, data=data, **kw)
+        return checkpoint.read_manifest(out)
+
+    def states() -> dict:
+        return {d: (d / "states").stat().st_ino for d in (tmp_path / "train" / "tiny").glob("vmas-seed6-*")}
+
+    first, before = trained(p), states()
+    longer = dataclasses.replace(p, train=dataclasses.replace(p.train, pretrain_steps=p.train.pretrain_steps + 1))
+    other = trained(longer)
+    assert other["training"]["music"]["steps"] == p.train.pretrain_steps + 1
+    assert len(states()) == 2, "the old stage 2 is not handed out for another stage 1"
+    assert trained(p)["sha256"] == first["sha256"] != other["sha256"]
+    assert before.items() <= states().items(), "finished: nothing is trained"
+    assert trained(p, again=True)["sha256"] == first["sha256"], "trained anew, to the same bits"
+    assert not before.items() <= states().items()
+
+
 def _only_stage_2(fit):
     def checked(task, train, val, cfg, stage, *args, **kw):
         assert stage.name == "vmas", "stage 1 was trained again"

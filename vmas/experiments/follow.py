@@ -94,6 +94,7 @@ def compute(
         device,
     )
     extra: dict[str, Any] = {"note": profile.note, "split": name, "clips": len(bench)}
+    extra["remarks"] = [f"One trained model (seed {seed}): another training's answers are not in the intervals."]
     extra |= {test: f.extra for test, f in found.items()}
     rows = tuple(r for f in found.values() for r in f.rows)
     return Record(TARGET, profile.name, TITLE, key(profile, seed, split, clips), rows, prov, extra)
@@ -149,7 +150,7 @@ def _questions(metric: str) -> list[tuple[str, str, str, str, str]]:
         ("shift", "the picture's peaks at the right time?", t.OURS, t.SHIFT, f"{metric} {t.LOST}"),
         ("shift", "X_v at the right time (two to four rows off)?", t.OURS, t.SHIFT,
          f"{t.EXTRA}, X_v two to four rows off"),
-        ("cut", "the genre of the picture after a cut?", t.JOINED, t.CUT, f"{t.MOVED}, after"),
+        ("cut", "the genre of the picture after a cut?", t.JOINED, t.CUT, f"{t.MOVED}, {t.MORE}"),
         ("slow", "half the speed, by its onsets?", f"{t.OURS}, {t.at_speed(0.5)}", t.SLOW, f"{t.FOLLOWED}, onsets"),
         ("slow", "half the speed, by its tempo?", f"{t.OURS}, {t.at_speed(0.5)}", t.SLOW, f"{t.FOLLOWED}, tempo"),
         ("still", "the motion (MV Align lost without it)?", t.OWN, t.STILL, f"{metric} {t.BY_FREEZING}"),

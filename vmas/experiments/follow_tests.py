@@ -39,6 +39,7 @@ FROZEN = "VMAs, the first picture only"
 EXTRA, NLL = "extra NLL", "NLL"
 AT, LOST, BEST = "at the right time", "lost by a shift of 3 frames or more", "shift of the maximum, frames"
 ODDS, MOVED, TAGGED = "log-odds of the second genre", "log-odds moved by the cut", "tagged as the second genre"
+MORE = "after more than before"
 RATE, TEMPO, FOLLOWED = "onsets per second", "tempo, BPM", "share of the slow-down followed"
 PEAKS = "motion peaks per second"
 OVER, BY_FREEZING, ONSETS = "over chance", "lost by freezing", "Onsets per clip"
@@ -244,7 +245,9 @@ def tag_logs(judge: Evaluator, waves: np.ndarray) -> np.ndarray:
 def cut(bench: Bench, own_music: np.ndarray) -> Found:
     """Half of one video, then half of one of another genre: does the genre of the music change with the picture?
 
-    Judged by the tagger on the music before and after the cut; the controls are the same two videos uncut.
+    Judged by the tagger on the music before and after the cut; the controls are the same two videos uncut. A player
+    who hears of the second genre from the start moves the odds before the cut too, so what counts is how much more
+    they move after it.
     """
     clip = bench.profile.clip
     partner = follow_stimuli.other_video(bench.genres, False, PARTNER_SEED)
@@ -255,6 +258,7 @@ def cut(bench: Bench, own_music: np.ndarray) -> Found:
     joined = bench.music(lambda i: follow_stimuli.cut(bench.frames[i], bench.frames[partner[i]], at))
     rows, drawn = [], []
     second, clips = bench.genres[partner], np.arange(len(bench))
+    moved = {}
     for when, span in (("before", slice(0, sample)), ("after", slice(sample, None))):
         odds = {}
         for system, waves, order in (
@@ -270,7 +274,9 @@ def cut(bench: Bench, own_music: np.ndarray) -> Found:
             drawn.append(point(ci, system=system, when=when))
             if when == "after":
                 rows += bench.row(CUT, system, f"{TAGGED}, {when}", bench.mean((logs.argmax(1) == second) * 1.0))
-        rows += bench.row(CUT, JOINED, f"{MOVED}, {when}", bench.gap(odds[JOINED], odds[FIRST]), "up")
+        moved[when] = odds[JOINED] - odds[FIRST]
+        rows += bench.row(CUT, JOINED, f"{MOVED}, {when}", bench.mean(moved[when]), "up")
+    rows += bench.row(CUT, JOINED, f"{MOVED}, {MORE}", bench.gap(moved["after"], moved["before"]), "up")
     return Found(rows, {"odds": drawn, "at_s": at / clip.fps})
 
 

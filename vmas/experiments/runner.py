@@ -202,22 +202,24 @@ def run_sweep(
     wanted = [r for r in todo if force or not before.get((r.name, r.seed))]
     if wanted:
         pipeline.parts(cfg, 0, progress, say=say)
-        failed = sweep.execute(wanted, profile, device, jobs, save_record, progress, say)
+        failed = sweep.execute(wanted, profile, device, jobs, save_record, progress, say, force)
         if failed:
             raise VmasError(f"{len(failed)} of {len(wanted)} runs failed; first: {failed[0]}")
     for r in wanted if force else ():
         if (old := before.get((r.name, r.seed))) and (new := records.find(_local(r), r.key())):
             show(f"{r.name}, seed {r.seed}: {records.compare(new, old)}")
     if force and not seeds:
-        for r in sweep_runs(target, profile, [0]):
-            if folder := r.committed:
-                say(f"{r.name}, seed 0: from its committed checkpoint")
-                pipeline.parts(cfg, 0, progress, say=say, splits=pipeline.TEST_SPLITS)
-                new, old = sweep.judged(r, folder, [r.seed], device, progress), r.record()
-                found = records.compare(new, old)
-                show(f"{r.name}, seed 0, its checkpoint with one of {old.rows[0].seeds} sampling seeds: {found}")
-                for line in found.lines[:5]:
-                    show(f"  {line}")
+        ready = [(r, folder) for r in sweep_runs(target, profile, [0]) if (folder := r.committed)]
+        if not ready:
+            say(f"{target.name}: no checkpoint of seed 0 is committed; --seeds 1 --force trains its rows again")
+        for r, folder in ready:
+            say(f"{r.name}, seed 0: from its committed checkpoint")
+            pipeline.parts(cfg, 0, progress, say=say, splits=pipeline.TEST_SPLITS)
+            new, old = sweep.judged(r, folder, [r.seed], device, progress), r.record()
+            found = records.compare(new, old)
+            show(f"{r.name}, seed 0, its checkpoint with one of {old.rows[0].seeds} sampling seeds: {found}")
+            for line in found.lines[:5]:
+                show(f"  {line}")
     if only:
         return None
     record = sweep_record(target, profile)

@@ -101,10 +101,13 @@ def runs(target: str, conditions: Sequence[Condition], profile: str, seeds: Sequ
     return [Run(target, c, config.load(profile, c.overrides), s) for s in seeds for c in conditions]
 
 
-def perform(run: Run, device: str, progress: bool, say: Callable[[str], None], publish: bool = False) -> Record:
+def perform(
+    run: Run, device: str, progress: bool, say: Callable[[str], None], publish: bool = False, again: bool = False
+) -> Record:
     """Train, generate, evaluate: the record of one run, with the scores of every clip in `extra`.
 
-    `publish` puts what stage 1 learnt among the checkpoints (`vmas.training.stages.train_profile`).
+    `publish` puts what stage 1 learnt among the checkpoints, `again` trains stage 2 anew where it was finished
+    (`vmas.training.stages.train_profile`).
     """
     from vmas.generate import pick_device
     from vmas.training.stages import train_profile
@@ -113,7 +116,7 @@ def perform(run: Run, device: str, progress: bool, say: Callable[[str], None], p
     say(f"{run.name}, seed {run.seed}: {run.condition.label}")
     data, about = _data(run, progress, say)
     share = run.condition.share
-    folder = train_profile(run.profile, run.seed, device, run.folder, progress, say, share, data, publish)
+    folder = train_profile(run.profile, run.seed, device, run.folder, progress, say, share, data, publish, again)
     seeds = [run.seed + i for i in range(run.profile.eval.sweep_sampling_seeds)]
     return judged(run, folder, seeds, device, progress, start, about)
 
@@ -193,15 +196,19 @@ def execute(
     save_record: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = print,
+    again: bool = False,
 ) -> list[str]:
-    """Perform `todo`; returns one line for each run that failed. Finished runs stay whatever happens later."""
+    """Perform `todo`; returns one line for each run that failed. Finished runs stay whatever happens later.
+
+    `again` trains those anew whose training was finished before.
+    """
     slots = devices(device, jobs)
     failed: list[str] = []
     if len(slots) == 1:
         for i, run in enumerate(todo, 1):
             say(f"run {i} of {len(todo)}")
             try:
-                keep(perform(run, slots[0], progress, say, publish=save_record), run, save_record)
+                keep(perform(run, slots[0], progress, say, save_record, again), run, save_record)
             except (VmasError, RuntimeError) as e:  # torch's lack of memory is a RuntimeError
                 failed.append(f"{run.name}, seed {run.seed}: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
         return failed
@@ -212,7 +219,7 @@ def execute(
     def work(run: Run) -> None:
         slot = free.get()
         try:
-            problem = _child(run, profile, slot, save_record)
+            problem = _child(run, profile, slot, save_record, again)
         finally:
             free.put(slot)
         say(f"{run.name}, seed {run.seed}: {problem or 'done'} on {slot}")
@@ -250,7 +257,7 @@ def devices(device: str, jobs: int) -> list[str]:
     return names * jobs
 
 
-def _child(run: Run, profile: str, slot: str, save_record: bool) -> str:
+def _child(run: Run, profile: str, slot: str, save_record: bool, again: bool = False) -> str:
     """One run in a process that sees one GPU; returns what went wrong, or nothing."""
     line = [sys.executable, "-m", "vmas", "reproduce", run.target, "--profile", profile, "--quiet"]
     line += ["--only", run.condition.name, "--seed", str(run.seed), "--device", "cuda"]
@@ -258,7 +265,8 @@ def _child(run: Run, profile: str, slot: str, save_record: bool) -> str:
     log = paths.cache() / "sweep" / f"{run.name}-seed{run.seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as out:
-        done = subprocess.run([*line, *(["--save-record"] if save_record else [])], env=env, stdout=out, stderr=out)
+        line += ["--save-record"] * save_record + ["--force"] * again
+        done = subprocess.run(line, env=env, stdout=out, stderr=out)
     if done.returncode == 0 and run.record():
         return ""
     last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]

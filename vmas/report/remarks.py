@@ -39,8 +39,8 @@ def effects(record: Record, conditions: Sequence[str]) -> list[str]:
             f"{g.metric} {g.difference:+.3f} [{g.lo:+.3f}, {g.hi:+.3f}], {g.verdict}" for g in part.itertuples()
         )
         lines.append(f"{name} against {record.extra['reference']}, {_short(dataset)}, {seeds} seeds: {values}.")
-    if lines:
-        tests = int(found.lo.notna().sum())
+    tests = int(found.verdict.isin(["better", "worse", "no difference shown"]).sum())
+    if lines and tests:
         lines.append(
             "better and worse: the paired difference's 95% interval leaves out 0. Intervals are not adjusted for their"
             f" number: of {tests}, some {max(1, round(tests / 20))} would leave it out by chance alone."

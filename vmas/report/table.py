@@ -117,6 +117,7 @@ def footnotes(record: Record) -> list[str]:
         else:
             many = f"; {draws[-1]} sampling seeds" if draws and draws[-1] > 1 else ""
             lines.append(f"[low, high]: 95% bootstrap interval over {clips} clips per data set{many}.")
+    lines += record.extra.get("remarks", [])
     lines += [MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows)]
     lines += [text for name, text in CAVEATS.items() if any(r.metric.startswith(name) for r in computed)]
     if any(r.chance is not None for r in computed):
@@ -141,7 +142,6 @@ def _sweep_notes(record: Record, clips: str) -> list[str]:
     lines = [f"[low, high]: 95% bootstrap interval over {over}."]
     if max(trained.values()) > 1:
         lines.append("FAD, one number a set: Student's t over the seeds and the bootstrap over clips, in quadrature.")
-    lines += record.extra.get("remarks", [])
     lines += [f"{label}: {what}." for label, what in record.extra.get("changes", {}).items()]
     if missing := record.extra.get("missing"):
         lines.append(f"No record yet: {', '.join(missing)}.")

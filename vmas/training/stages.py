@@ -6,6 +6,7 @@ every condition of a seed; stage 2 is the paper's objective.
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from vmas.training import sharded
 from vmas.training.data import ROWS, ClipDataset, Held, Source
 from vmas.training.loop import Preempted, Stage, fit, preemptible, recipe
 from vmas.training.sources import Data, open_data
+from vmas.training.state import Checkpoints
 
 STAGE_1 = {
     "lr": 0.0,
@@ -40,7 +42,10 @@ CALIBRATION = 256  # training clips over which the condition is standardised
 
 @dataclass(frozen=True)
 class Session:
-    """What the stages of one seed share. `say` reports the stage that begins; `publish` commits what stage 1 learnt."""
+    """What the stages of one seed share. `say` reports the stage that begins; `publish` commits what stage 1 learnt.
+
+    `again` trains stage 2 anew where it had been finished; one that was interrupted goes on all the same.
+    """
 
     profile: Profile
     seed: int
@@ -48,6 +53,7 @@ class Session:
     progress: bool
     say: Callable[[str], None]
     publish: bool = False
+    again: bool = False
 
     def folder(self, cfg: TrainConfig, stage: Stage, *parts) -> Path:
         """Where a stage keeps its state: named by everything that it depends on."""
@@ -78,6 +84,12 @@ class Session:
             checkpoint.save(place, module.state_dict(), "stage1", {"stage": stage.name}, self.seed, record, half=True)
             return self.stage_1(task, module, data, cfg, stage, *parts)
         return record
+
+    def stage_2(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
+        folder = self.folder(cfg, stage, *parts)
+        if self.again and stage.steps in Checkpoints(folder / "states").steps():
+            shutil.rmtree(folder)
+        return self.fit(task, data, cfg, stage, *parts)
 
     def fit(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
         folder = self.folder(cfg, stage, *parts)
@@ -210,6 +222,7 @@ def train_profile(
     share: float = 1.0,
     data=None,
     publish: bool = False,
+    again: bool = False,
 ) -> Path:
     """All stages for one seed: motion → music → VMAs; returns the folder of the finished checkpoint.
 
@@ -217,14 +230,15 @@ def train_profile(
     them. `share` is the share of the training clips that stage 2 sees, drawn by the seed (figures 6 and 7). `data`
     is a folder of shards or `Data` already open; without it the procedural corpus is read, whose codec must be there
     (`vmas.pipeline.train` makes what is missing). Every stage resumes from its own folder under the cache, so
-    an interrupted command is simply given again. `publish` puts what stage 1 learnt among the checkpoints, where
-    every later run of the seed finds it.
+    an interrupted command is simply given again; `again` trains a finished stage 2 anew. `publish` puts what stage 1
+    learnt among the checkpoints, where every later run of the seed finds it.
     """
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu")
     publish = publish and state.num_processes == 1
-    session = Session(profile, seed, device, progress, say if state.is_main_process else _silent, publish)
+    again = again and state.num_processes == 1
+    session = Session(profile, seed, device, progress, say if state.is_main_process else _silent, publish, again)
     out = Path(out) if out else paths.checkpoints(profile.name) / f"vmas-seed{seed}"
     try:
         with preemptible():
@@ -258,9 +272,10 @@ def _all_stages(session: Session, out: Path, share: float, data, state) -> Path:
     stage = Stage("vmas", cfg.steps, cfg.batch_size, cfg.lr, cfg.warmup_steps)
     both = found.vmas("train", shared_rows(found.clips("train"), share, seed)), found.vmas("val")
     parts = (profile.encoder, profile.decoder, profile.align, codec.sha256, *([] if share == 1 else [share]))
-    parts = *parts, *named(found.keys[1])
+    # a state of stage 2 belongs to the stage 1 that it began from
+    parts = *parts, *named(found.keys[1]), *_began(profile, record)
     task = VMAsTask(model)
-    record["vmas"] = session.fit(task, [seen_once(model, part) for part in both], cfg, stage, *parts)
+    record["vmas"] = session.stage_2(task, [seen_once(model, part) for part in both], cfg, stage, *parts)
     record["threads"], record["device"] = torch.get_num_threads(), str(state.device)
     record["processes"] = state.num_processes
     weights = sharded.full_state(model)
@@ -269,6 +284,14 @@ def _all_stages(session: Session, out: Path, share: float, data, state) -> Path:
     state.wait_for_everyone()
     state.destroy_process_group()
     return out
+
+
+def _began(profile: Profile, record: dict) -> list:
+    """What tells the stage 1 of a run from another's: how long and how fast it was trained, and which bits it gave."""
+    t, e = profile.train, profile.encoder
+    own = [] if profile.decoder.weights else [t.pretrain_steps, t.pretrain_lr]
+    bits = [record.get(name, {}).get("sha256", "") for name in ("motion", "music")]
+    return [*own, *([] if e.weights else [e.motion_steps, e.motion_lr]), *bits]
 
 
 def _silent(_: str) -> None:
