@@ -136,19 +136,44 @@ def fad_floor(analysis: Analysis, splits: int = 20, seed: int = 0) -> float:
     return float(np.mean(scores))
 
 
-def per_clip(draws: Sequence[Analysis], ref: Reference, profile: Profile) -> dict[str, np.ndarray]:
-    """Scores of every clip [N], a mean over the draws: KL, MV Align at each frame rate, accuracy, onsets.
+@dataclass(frozen=True)
+class Scores:
+    """One metric of single clips: values [N], a mean over the draws, what chance scores, and a word about it."""
 
-    Under the names that `rows` gives the metrics. FAD belongs to a set and has none.
+    values: np.ndarray
+    direction: str
+    chance: float | None = None
+    note: str = ""
+
+
+def scores(draws: Sequence[Analysis], ref: Reference, profile: Profile, shuffles: int = SHUFFLES) -> dict[str, Scores]:
+    """KL, MV Align at each frame rate, accuracy and onsets of every clip, under the names that rows have.
+
+    Chance is the same music judged against other clips, `shuffles` times: their music (KL), their pictures (MV
+    Align), their genres (accuracy). FAD belongs to a set and is not here.
     """
-    out = {"KL": np.mean([kl(d.logits, ref.real.logits) for d in draws], axis=0)}
+    others = mv_align.derangements(len(draws[0]), shuffles)
+    real = ref.real.logits
+    chance = float(np.mean([kl(d.logits, real[o]).mean() for d in draws for o in others]))
+    out = {"KL": Scores(np.mean([kl(d.logits, real) for d in draws], axis=0), "down", chance)}
     for fps, peaks in ref.video.items():
-        scores = [mv_align.score(d.onsets, peaks, fps, profile.eval.mv_align_version, 1) for d in draws]
-        out[scores[0].name] = np.mean([s.per_clip for s in scores], axis=0)
+        found = [mv_align.score(d.onsets, peaks, fps, profile.eval.mv_align_version, shuffles) for d in draws]
+        values, empty = np.mean([s.per_clip for s in found], axis=0), max(s.both_empty for s in found)
+        chance = float(np.mean([s.chance for s in found]))
+        note = f"Lift over chance {np.nanmean(values) - chance:+.3f}."
+        note += f" {empty} clips without any peak left out." if empty else ""
+        out[found[0].name] = Scores(values, "up", chance, note)
     if ref.genres is not None:
-        out["Tagger accuracy"] = np.mean([d.logits.argmax(1) == ref.genres for d in draws], axis=0)
-    out["Onsets per clip"] = np.mean([[len(o) for o in d.onsets] for d in draws], axis=0)
+        hits = np.mean([d.logits.argmax(1) == ref.genres for d in draws], axis=0)
+        chance = float(np.mean([d.logits.argmax(1) == ref.genres[o] for d in draws for o in others]))
+        out["Tagger accuracy"] = Scores(hits, "up", chance)
+    out["Onsets per clip"] = Scores(np.mean([[len(o) for o in d.onsets] for d in draws], axis=0), "none")
     return out
+
+
+def per_clip(draws: Sequence[Analysis], ref: Reference, profile: Profile) -> dict[str, np.ndarray]:
+    """Scores of every clip [N] by metric, as `scores`, whose means are the values of `rows`."""
+    return {name: s.values for name, s in scores(draws, ref, profile, 1).items()}
 
 
 def rows(
@@ -156,13 +181,12 @@ def rows(
 ) -> list[Row]:
     """All metrics of one system on one dataset, each with its 95% bootstrap interval over clips.
 
-    Chance is the same music judged against other clips: their pictures (MV Align), their music (KL), their
-    genres (accuracy). What it does not beat was not made for its own video.
+    Chance is that of `scores`: what does not beat it was not made for its own video.
 
     `draws` are analyses of the same clips, one per sampling seed; a clip's score is its mean over them, and
     FAD, which belongs to a set, is the mean of the draws' own FADs at N clips each.
     """
-    b, version, status = profile.eval.bootstrap, profile.eval.mv_align_version, profile.status
+    b, status = profile.eval.bootstrap, profile.status
     n, count = len(draws[0]), len(draws)
     out: list[Row] = []
 
@@ -186,23 +210,8 @@ def rows(
             continue
         cis = [fad_metric.bootstrap_fad(d.embeddings, other.embeddings, n=min(b, FAD_RESAMPLES)) for d in draws]
         row(f"FAD ({name})", "down", np.mean(values), np.mean(cis, axis=0), more=more)
-    divergence = np.mean([kl(d.logits, ref.real.logits) for d in draws], axis=0)
-    ci = None if all(d.logits is ref.real.logits for d in draws) else intervals.mean_ci(divergence, n=b)
-    others = mv_align.derangements(n, SHUFFLES)
-    chance = np.mean([kl(d.logits, ref.real.logits[o]).mean() for d in draws for o in others])
-    row("KL", "down", divergence.mean(), ci, chance)
-    for fps, peaks in ref.video.items():
-        scores = [mv_align.score(d.onsets, peaks, fps, version, SHUFFLES) for d in draws]
-        per_clip = np.mean([s.per_clip for s in scores], axis=0)
-        empty = max(s.both_empty for s in scores)
-        chance = np.mean([s.chance for s in scores])
-        lift = np.nanmean(per_clip) - chance
-        more = f"Lift over chance {lift:+.3f}." + (f" {empty} clips without any peak left out." if empty else "")
-        row(scores[0].name, "up", np.nanmean(per_clip), intervals.mean_ci(per_clip, n=b), chance, more)
-    if ref.genres is not None:
-        hits = np.mean([d.logits.argmax(1) == ref.genres for d in draws], axis=0)
-        chance = np.mean([d.logits.argmax(1) == ref.genres[o] for d in draws for o in others])
-        row("Tagger accuracy", "up", hits.mean(), intervals.mean_ci(hits, n=b), chance)
-    onsets = np.mean([[len(o) for o in d.onsets] for d in draws], axis=0)
-    row("Onsets per clip", "none", onsets.mean(), intervals.mean_ci(onsets, n=b))
+    for name, s in scores(draws, ref, profile).items():
+        itself = name == "KL" and all(d.logits is ref.real.logits for d in draws)
+        ci = None if itself else intervals.mean_ci(s.values, n=b)
+        row(name, s.direction, np.nanmean(s.values), ci, s.chance, s.note)
     return out

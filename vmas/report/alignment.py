@@ -19,15 +19,14 @@ def figure(path, profile: Profile) -> "Figure":
     import numpy as np
     from matplotlib.figure import Figure
 
-    from vmas.beats import beat_weights, flow_to_grid, video_beats
+    from vmas.beats import BeatOptions, align
     from vmas.features import clip_features
 
-    a, rate = profile.align, profile.codec.frame_rate
+    rate = profile.codec.frame_rate
     got = clip_features(path, profile, dense=False)
     P_a = got["beats"]
-    O = flow_to_grid(got["flow"], profile.clip.fps, len(P_a), rate, flow_time=a.flow_time)
-    P_v = video_beats(O, a.delta, require_positive=a.require_positive)
-    P_av = beat_weights(P_v, P_a, a.delta, a.alpha)
+    got = align(got["flow"], P_a, profile.clip.fps, rate, BeatOptions.from_config(profile.align).but(place="video"))
+    O, P_v, P_av = got.O, got.P_v, got.P_av
     t = np.arange(len(O)) / rate
     fig = Figure(figsize=(9, 2.6), layout="constrained")
     ax = fig.subplots()

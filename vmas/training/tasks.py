@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmas import losses
-from vmas.beats import beat_weights, flow_to_grid, video_beats
+from vmas.beats import BeatOptions, align
 from vmas.config import Profile
 from vmas.decoder import MusicDecoder
 from vmas.encoder import VideoEncoder, normalise
@@ -30,12 +30,10 @@ FLOW_FLOOR = 0.05  # pixels per frame; log(flow + floor) spreads still and movin
 
 def clip_weights(flow: np.ndarray, beats: np.ndarray, profile: Profile) -> np.ndarray:
     """P_av float32 [N,t_a] (eq. 3) from flow [N,t_v-1] and music beats P_a [N,t_a]."""
-    a = profile.align
+    options = BeatOptions.from_config(profile.align)
     out = np.empty(beats.shape, np.float32)
     for i, (one, P_a) in enumerate(zip(flow, beats, strict=True)):
-        O = flow_to_grid(one, profile.clip.fps, beats.shape[1], profile.codec.frame_rate, flow_time=a.flow_time)
-        P_v = video_beats(O, a.delta, require_positive=a.require_positive)
-        out[i] = beat_weights(P_v, P_a, a.delta, a.alpha, place=a.place)
+        out[i] = align(one, P_a, profile.clip.fps, profile.codec.frame_rate, options).P_av
     return out
 
 
