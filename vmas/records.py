@@ -206,7 +206,11 @@ def hardware(device: str = "cpu") -> str:
 def provenance(
     command: str, wall_s: float, config_sha256: str, data_sha256: str, checkpoint_sha256: str, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Where numbers come from: code, config, data, weights, command, hardware, versions, duration in seconds."""
+    """Where numbers come from: code, config, data, weights, command, hardware, versions, duration in seconds.
+
+    `versions["vmas"]` is git's hash of the package as committed, which finds the code again where a commit was
+    rewritten (`git log --format='%H %T'`, `git rev-parse <commit>:vmas`).
+    """
     names = ("torch", "numpy", "scipy", "librosa", "opencv-python-headless", "av", "audiocraft")
     return {
         "git_sha": _git("rev-parse", "HEAD"),
@@ -216,7 +220,11 @@ def provenance(
         "checkpoint_sha256": checkpoint_sha256,
         "command": command,
         "hardware": hardware(device),
-        "versions": {"python": ".".join(map(str, sys.version_info[:3])), **{n: metadata.version(n) for n in names}},
+        "versions": {
+            "vmas": _git("rev-parse", "HEAD:vmas"),
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{n: metadata.version(n) for n in names},
+        },
         "wall_s": round(wall_s, 1),
     }
 
