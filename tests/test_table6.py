@@ -87,13 +87,14 @@ def test_parameters_within_fifteen_percent(built):
 
 def test_ours_is_the_profile_as_it_stands(built):
     assert type(built["ours"]) is VideoEncoder
-    assert profile("ours") == config.load("mini")
+    assert profile("ours") == config.load("mini", {"decoder": {"row_times": "frames"}})  # as in all rows
     assert isinstance(built["clip"], SampledEncoder)
 
 
 def test_later_keys_leave_older_hashes_alone():
     mini = config.load("mini")
     assert not {"frames", "mean_space", "width"} & set(config.plain(mini)["encoder"])
+    assert "row_times" not in config.plain(mini)["decoder"]
     changed = config.load("mini", {"encoder": {"frames": 16}})
     assert config.plain(changed)["encoder"]["frames"] == 16
     assert sha256(changed) != sha256(mini)
@@ -105,11 +106,24 @@ def test_later_keys_leave_older_hashes_alone():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_lies_where_the_decoder_thinks_it_does(name):
     p = profile(name)
-    decoder = build_decoder(p)
-    encoder = build_encoder(p)
-    middle = (np.arange(p.num_video_tokens) + 0.5) / decoder.cond_rate * p.clip.fps
-    assert np.abs(middle - encoder.rows_at).max() <= 48 / p.num_video_tokens / 2 + 1e-9
+    decoder, rows = build_decoder(p), build_encoder(p).rows_at
+    bias = decoder.time_bias(0, 250, len(rows))
+    np.testing.assert_allclose(bias.argmax(0) / decoder.frame_rate, np.array(rows) / p.clip.fps, atol=0.5 / 50 + 1e-6)
     assert p.num_video_tokens / decoder.cond_rate == pytest.approx(p.clip.seconds)
+
+
+def test_rows_evenly_spread_are_late_by_what_is_told():
+    """The default, which the first records were made with: half a row late, whatever the row shows."""
+    p = config.load("mini")
+    late = {}
+    for name in NAMES:
+        one = config.load("mini", {**BY[name].overrides, "decoder": {}})
+        t = (np.arange(one.num_video_tokens) + 0.5) / build_decoder(one).cond_rate
+        late[name] = round(float((t - np.array(build_encoder(one).rows_at) / p.clip.fps).max()) * p.clip.fps, 6)
+    assert late["ours"] == 1
+    assert max(late.values()) == 3
+    with pytest.raises(ConfigError, match="row_times must be evenly or frames"):
+        build_decoder(config.load("mini", {"decoder": {"row_times": "first"}}))
 
 
 # ---------------------------------------------------------------- what they can see

@@ -136,6 +136,8 @@ class DecoderConfig:
     dropout: float
     time_bias_s: float | None  # width w of the cross-attention bias -((t_a-t_v)/w)^2; null = none (the paper)
     weights: str | None
+    # t_v of row j: "evenly", the middle of part j of the clip, or "frames", the time of the frame it is centred on
+    row_times: str = _later("evenly")
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,10 @@ class MusicDecoder(nn.Module):
         cond_dim: width d of X_v; the projection to `dim` (`cond_proj`) belongs to the decoder.
         dropout: after each sub-layer and inside the FFN (not on attention weights).
         time_bias_s: width w in seconds of the bias -((t_a - t_v)/w)² added to the cross-attention's scores,
-            t_a = s/frame_rate the time of the token of codebook 0 that position s predicts, t_v = (j+0.5)/cond_rate
-            the middle of row j of X_v. Not in the paper: None (off) is the paper's model.
+            t_a = s/frame_rate the time of the token of codebook 0 that position s predicts, t_v = cond_start
+            + j/cond_rate that of row j of X_v. Not in the paper: None (off) is the paper's model.
         frame_rate: token steps per second. cond_rate: rows of X_v per second (paper: 9.6 fps / stride 2).
+        cond_start: time of row 0 in seconds; None = 0.5/cond_rate, the middle of the first of equal parts.
         gradient_checkpointing: recompute each block in the backward pass, for memory.
     """
 
@@ -134,6 +135,7 @@ class MusicDecoder(nn.Module):
         time_bias_s: float | None = None,
         frame_rate: float = 50.0,
         cond_rate: float = 4.8,
+        cond_start: float | None = None,
         gradient_checkpointing: bool = False,
     ):
         super().__init__()
@@ -143,6 +145,7 @@ class MusicDecoder(nn.Module):
             raise UsageError(f"decoder: time_bias_s must be positive seconds or null, got {time_bias_s}")
         self.n_q, self.card, self.dim, self.heads, self.cond_dim = n_q, card, dim, heads, cond_dim
         self.time_bias_s, self.frame_rate, self.cond_rate = time_bias_s, frame_rate, cond_rate
+        self.cond_start = cond_start
         self.gradient_checkpointing = gradient_checkpointing
         self.emb = nn.ModuleList(nn.Embedding(card + 1, dim) for _ in range(n_q))
         self.cond_proj = nn.Linear(cond_dim, dim)
@@ -201,7 +204,8 @@ class MusicDecoder(nn.Module):
         if self.time_bias_s is None:
             return None
         t_a = torch.arange(start, start + steps, device=device, dtype=torch.float32) / self.frame_rate
-        t_v = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) / self.cond_rate
+        j = torch.arange(rows, device=device, dtype=torch.float32)
+        t_v = (j + 0.5) / self.cond_rate if self.cond_start is None else self.cond_start + j / self.cond_rate
         return -(((t_a[:, None] - t_v) / self.time_bias_s) ** 2)
 
     def embed(self, seq: Tensor, start: int = 0) -> Tensor:

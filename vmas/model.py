@@ -21,9 +21,10 @@ from vmas.config import Profile
 from vmas.decoder import MusicDecoder
 from vmas.encoder import VideoEncoder, normalise
 from vmas.encoder_sampled import make_encoder
-from vmas.errors import CheckpointError, UsageError
+from vmas.errors import CheckpointError, ConfigError, UsageError
 
 KIND = "vmas"
+ROW_TIMES = ("evenly", "frames")
 ARCHITECTURE = ("clip", "codec", "encoder", "decoder", "align")  # what a checkpoint fixes; sampling stays free
 
 
@@ -33,7 +34,12 @@ def build_encoder(profile: Profile) -> VideoEncoder:
 
 
 def build_decoder(profile: Profile) -> MusicDecoder:
-    """The music decoder of a profile; it holds the projection from the encoder's width to its own."""
+    """The music decoder of a profile; it holds the projection from the encoder's width to its own.
+
+    Raises ConfigError for unknown `decoder.row_times`.
+    """
+    if profile.decoder.row_times not in ROW_TIMES:
+        raise ConfigError(f"decoder.row_times must be {' or '.join(ROW_TIMES)}, got {profile.decoder.row_times!r}")
     d, clip, e = profile.decoder, profile.clip, profile.encoder
     fps = clip.fps * e.frames / clip.num_frames if e.frames else clip.fps  # of the frames that the encoder sees
     return MusicDecoder(
@@ -48,7 +54,14 @@ def build_decoder(profile: Profile) -> MusicDecoder:
         time_bias_s=d.time_bias_s,
         frame_rate=profile.codec.frame_rate,
         cond_rate=fps / e.patch_stride[0],
+        cond_start=_first_row_s(profile) if d.row_times == "frames" else None,
     )
+
+
+def _first_row_s(profile: Profile) -> float:
+    """Time in seconds of the frame that row 0 of X_v is centred on."""
+    with torch.device("meta"):  # its places, without its weights
+        return build_encoder(profile).rows_at[0] / profile.clip.fps
 
 
 def _profile(saved: dict, folder: Path) -> Profile:

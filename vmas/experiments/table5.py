@@ -57,6 +57,12 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("shipped", "+ beat weighting as in Table 3", {}, about="α and the division that the profile takes"),
     Condition("no-bias", "Autoregressive baseline, no time bias", {**BASELINE, "decoder": {"time_bias_s": None}}),
     Condition(
+        "row-times",
+        "Autoregressive baseline, rows at their frames",
+        {**BASELINE, "decoder": {"row_times": "frames"}},
+        about="the time bias a frame earlier, where each row of X_v is centred",
+    ),
+    Condition(
         "no-motion",
         "Autoregressive baseline, encoder not pretrained",
         {**BASELINE, "encoder": {"motion_steps": 0}, "train": {"freeze": []}},

@@ -132,7 +132,7 @@ def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[n
     )
     both = data.music("train"), data.music("val")
     # without a condition the time bias has nothing to act on: conditions with and without it share this stage
-    parts = replace(p.decoder, time_bias_s=None), codec_sha256, *_own_width(p), *named(data.keys[0])
+    parts = replace(p.decoder, time_bias_s=None, row_times="evenly"), codec_sha256, *_own_width(p), *named(data.keys[0])
     return task.decoder, session.stage_1(task, task.decoder, both, replace(cfg, **STAGE_1), stage, *parts)
 
 
