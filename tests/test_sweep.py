@@ -285,6 +285,19 @@ def _two_seeds(smoke, *curves) -> Record:
     return assemble.record("t", "T", [Condition("b", "Autoregressive baseline")], {"b": found}, "b", smoke)
 
 
+def test_a_row_of_one_training_is_hollow_beside_rows_of_several(smoke):
+    two = [Condition("a", "Autoregressive baseline"), Condition("b", "+ contrastive")]
+    found = {"a": [made(s, [0.2, 0.4]) for s in range(2)], "b": [made(0, [0.3, 0.5])]}
+
+    def faces(record) -> dict[str, bool]:
+        dots = [line for line in table.figure(record).axes[0].lines if line.get_marker() == "o"]
+        return {("a", "b")[int(line.get_ydata()[0])]: line.get_markerfacecolor() == "white" for line in dots}
+
+    assert faces(assemble.record("t", "T", two, found, "a", smoke)) == {"a": False, "b": True}
+    found["a"] = found["a"][:1]
+    assert faces(assemble.record("t", "T", two, found, "a", smoke)) == {"a": False, "b": False}
+
+
 def test_seeds_validated_at_other_updates_are_drawn_where_both_were(smoke):
     often = _curve((10, 3.0), (20, 2.0), (30, 1.0))
     record = _two_seeds(smoke, often, _curve((15, 9.0), (30, 2.0)))

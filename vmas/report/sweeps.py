@@ -149,7 +149,8 @@ def data_size(record: Record, figure: str) -> "Figure":
                 left.plot(x, np.array([r.chance for r in rows], float), ":", color=colour, lw=1)
         most = max(r.seeds or 0 for r in ours)
         head = f"computed here ({ours[0].status}, {f'up to {most} seeds' if most > 1 else 'one seed'})"
-        left.set_title(f"{head}\nbar: 95% interval; dotted: chance", fontsize=8, loc="left")
+        chance = "; dotted: chance" if any(r.chance is not None for r in ours) else ""
+        left.set_title(f"{head}\nbar: 95% interval{chance}", fontsize=8, loc="left")
         left.set_ylabel(f"{metric},\n{table.unit(metric)}")
         if quoted is not None:
             right = fig.add_subplot(1, 2, 2)

@@ -206,13 +206,18 @@ def unit(metric: str) -> str:
 
 
 def figure(record: Record) -> "Figure":
-    """Dot plot: a panel per metric and dataset computed here, intervals as bars, chance as a tick."""
+    """Dot plot: a panel per metric and dataset computed here, intervals as bars, chance as a tick.
+
+    In a sweep a row of one training is hollow: its interval holds clips alone, and looks narrower than it is.
+    """
     import seaborn as sns
     from matplotlib.figure import Figure
 
     computed = [r for r in record.rows if r.value is not None]
     names, metrics = datasets(record), list(dict.fromkeys(r.metric for r in computed))
     systems = list(dict.fromkeys(r.system for r in computed))
+    trained = record.extra.get("seeds", {}).values()
+    alone = any(len(seeds) > 1 for seeds in trained) and any(len(seeds) == 1 for seeds in trained)
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
         fig = Figure(
             figsize=(1.95 * len(metrics) + 2.2, max(1.7, 0.25 * len(systems) + 0.5) * len(names) + 1.1),
@@ -223,7 +228,7 @@ def figure(record: Record) -> "Figure":
             for j, metric in enumerate(metrics):
                 ax = axes[i][j]
                 for r in (r for r in computed if r.dataset == dataset and r.metric == metric):
-                    _dot(ax, r, systems.index(r.system))
+                    _dot(ax, r, systems.index(r.system), alone and r.seeds == 1)
                 ax.set_ylim(len(systems) - 0.5, -0.5)
                 ax.set_yticks(range(len(systems)), systems)
                 ax.margins(x=0.12)
@@ -234,7 +239,12 @@ def figure(record: Record) -> "Figure":
             axes[i][0].set_title(dataset, loc="left", fontsize=9, fontweight="bold")
     n = max(r.n or 0 for r in computed)
     head = f"{record.title} ({computed[0].status}, N = {n})"
-    fig.suptitle(f"{head}    bar: 95% interval    grey tick: chance", fontsize=9, x=0.01, ha="left")
+    fig.suptitle(
+        f"{head}    bar: 95% interval    grey tick: chance{'    hollow: one training, clips alone' * alone}",
+        fontsize=9,
+        x=0.01,
+        ha="left",
+    )
     return fig
 
 
@@ -245,13 +255,14 @@ def png(fig: "Figure") -> bytes:
     return out.getvalue()
 
 
-def _dot(ax, r: Row, y: int) -> None:
+def _dot(ax, r: Row, y: int, hollow: bool = False) -> None:
     colour, marker = palette.colour(r.system), palette.marker(r.system)
     if r.chance is not None:
         ax.plot(r.chance, y, "|", color="#666666", ms=16, mew=1.5)
     if r.ci95:
         ax.plot(r.ci95, [y, y], color=colour, lw=2.5, alpha=0.6, solid_capstyle="butt")
-    ax.plot(r.value, y, marker, color=colour, ms=6, mec="white", mew=0.6)
+    face, edge = ("white", colour) if hollow else (colour, "white")
+    ax.plot(r.value, y, marker, color=colour, ms=6, mfc=face, mec=edge, mew=1.2 if hollow else 0.6)
 
 
 def save(record: Record, folder, draw: "Callable[[Record], Figure] | None" = None) -> Path:
