@@ -41,6 +41,7 @@ PARTS = ("offset", "size", "crc32")
 BLOCK = 512
 GROUP_ROWS = 8192  # of the index that are held back to be written together
 KEY, JSON = "__key__", "json"
+TOKENS = "tokens"  # in `dataset.json`, "models" says of which codec: the sha256 of its weights
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _SUFFIX = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 

@@ -152,4 +152,4 @@ def load(
     shown = build(profile, name, workers, progress, say)
     first = CorpusData(profile, codec, progress)
     taken = rows(profile, name, seed, workers, progress)
-    return Further(first, profile, shown, key(profile, name, seed), taken)
+    return Further(first, profile, codec, shown, key(profile, name, seed), taken)
