@@ -416,6 +416,29 @@ def test_segments_follow_each_other_and_leave_the_rest_out():
     assert stages.clip_name(v, 3.5) == "a-00003500"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"frames": "clap"}, r"unknown frames 'clap': did you mean (clip|cheap)"),
+        ({"vocals": "demuks"}, r"unknown vocals 'demuks': did you mean demucs\?"),
+        ({"genre": "tager"}, r"unknown genre 'tager': did you mean tagger\?"),
+        ({"threshold": 70.0}, "from 0 to 1, or inf, got 70"),
+        ({"threshold": float("nan")}, "from 0 to 1"),
+        ({"skip": ("similarity",), "val": 1}, "chosen by their frame similarity, which is left out: give --quality"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(wrong, said):
+    with pytest.raises(UsageError, match=said):
+        stages.Options(PROFILE, **wrong)
+
+
+def test_held_out_videos_must_leave_some():
+    stages.Options(PROFILE, ("similarity",), val=1, quality="correspondence").check(2)
+    stages.Options(PROFILE, threshold=1.0).check(0)
+    with pytest.raises(UsageError, match="1 videos for validation and 2 for testing of 3 leave none to train on"):
+        stages.Options(PROFILE, val=1, test=2).check(3)
+
+
 def test_versions_and_options_are_in_the_keys(monkeypatch):
     o = stages.Options(PROFILE)
     screen, make = stages.screen_key(o, {}), stages.make_key(o, {})

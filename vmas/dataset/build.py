@@ -95,8 +95,10 @@ def build(
     Leaves `<split>/shard-*.tar` with their indexes, `rejected.parquet` (id, stage, kind, reason, score),
     `dataset_card.md`, `timings.json` (seconds per stage and process) and, last, `dataset.json`. Raises DataError when
     another run works on the folder, when it holds another build and `update` is not given, when more than 5% of the
-    videos or clips fail (and more than one), when no clip is left, or when the disk or the memory is full.
+    videos or clips fail (and more than one), when no clip is left, or when the disk or the memory is full, UsageError
+    when the held-out videos leave none to train on.
     """
+    options.check(len(videos))
     out = Path(out).absolute()  # processes elsewhere start in another folder
     if backend is None:
         backend = Local(workers or (1 if len(videos) <= SMALL else os.cpu_count() or 1))

@@ -88,6 +88,7 @@ def build(
         checkpoints=str(checkpoints) if checkpoints else None,
     )
     videos = read_manifest(manifest, media)
+    options.check(len(videos))
     if dry_run:
         from vmas.dataset.estimate import estimate
 
@@ -164,18 +165,24 @@ def extrapolate(
 
 @app.command(epilog="Example: vmas dataset check disco-mv/train")
 def check(folder: Annotated[Path, typer.Argument(help="A folder of shards, or a built dataset.")]) -> None:
-    """Compare every shard with its sha256; exit code 1 when one is damaged or missing."""
+    """Compare every shard with its sha256; exit code 1 when one is damaged or missing.
+
+    Of a built dataset, a shard that is not there is made again, byte for byte, when the build command is given again.
+    """
     from vmas.dataset import shards
 
     folders = sorted({p.parent for p in folder.glob("*/" + shards.SHARDS)}) or [folder]
     bad = n = 0
     for one in folders:
         known = shards.read_index(one)[1]
+        built = shards.read_description(one).get("kind") == "built"
         for name, expected in zip(known["shard"], known["sha256"], strict=True):
             n += 1
             if problem := shards.verify_shard(one / name, expected):
                 bad += 1
-                typer.echo(f"{one / name}: {problem}")
+                remedy = "give its build command again" if built else "restore it from a copy"
+                delete = "delete it and " if built and (one / name).exists() else ""
+                typer.echo(f"{one / name}: {problem}; {delete}{remedy}")
     if bad:
         raise DataError(f"{folder}: {bad} of {n} shards are damaged or missing")
     typer.echo(f"{folder}: {n} shards are whole")

@@ -29,11 +29,11 @@ from vmas import paths
 from vmas.config import Profile, sha256
 from vmas.dataset.fingerprints import SOUND_RATE, SOUND_S, Prints, sound_words
 from vmas.dataset.frames import EMBEDDERS, SIZE, FrameEmbedder, build_embedder, embedder_key, watch
-from vmas.dataset.genre import GenreTagger, build_tagger, tagger_key
+from vmas.dataset.genre import TAGGERS, GenreTagger, build_tagger, tagger_key
 from vmas.dataset.manifest import Video
 from vmas.dataset.shards import JSON, KEY
 from vmas.dataset.splits import QUALITIES, correspondence
-from vmas.dataset.vocals import Separator, build_separator, separator_key
+from vmas.dataset.vocals import SEPARATORS, Separator, build_separator, separator_key
 from vmas.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Options:
     """What a build depends on, beside the manifest.
 
     skip              stages of OPTIONAL that are left out
-    threshold         largest frame similarity, exclusive (paper: 0.7)
+    threshold         largest frame similarity, exclusive (paper: 0.7); infinite: all pass
     frames            "cheap" or "clip", `vmas.dataset.frames`
     vocals            "classic" or "demucs", `vmas.dataset.vocals`
     genre             "tagger" or "clap", `vmas.dataset.genre`
@@ -102,9 +102,24 @@ class Options:
                 raise UsageError(f"stage {s!r} cannot be left out: {nearest(s, OPTIONAL)}")
         if self.shard_size < 1 or min(self.val, self.test, self.clips_per_video) < 0:
             raise UsageError("shard size must be 1 or more; held-out videos and clips per video 0 or more")
+        if not (0 <= self.threshold <= 1 or self.threshold == math.inf):
+            raise UsageError(f"threshold must be a frame similarity from 0 to 1, or inf, got {self.threshold:g}")
+        known = {"frames": EMBEDDERS, "vocals": SEPARATORS, "genre": TAGGERS, "quality": QUALITIES}
+        for name, values in known.items():
+            if (value := getattr(self, name)) not in values:
+                raise UsageError(f"unknown {name} {value!r}: {nearest(value, values)}")
+        if self.val + self.test > 0 and self.quality == "similarity" and not self.runs("similarity"):
+            raise UsageError(
+                "held-out videos are chosen by their frame similarity, which is left out: give --quality correspondence"
+            )
 
-        if self.quality not in QUALITIES:
-            raise UsageError(f"unknown quality {self.quality!r}: {nearest(self.quality, QUALITIES)}")
+    def check(self, videos: int) -> None:
+        """Raise UsageError when so many videos leave none to train on."""
+        if 0 < videos <= self.val + self.test:
+            raise UsageError(
+                f"{self.val} videos for validation and {self.test} for testing of {videos} leave none to train on:"
+                " give a smaller --val or --test"
+            )
 
     @property
     def scores_correspondence(self) -> bool:

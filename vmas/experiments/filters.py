@@ -5,6 +5,7 @@ with the truth and counts. Vocal removal is measured on the synthesiser's stems,
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def run(
             files[name] = column
         passed = np.flatnonzero(files["stage"] != "similarity")
         confused = reuploads.confused(files.iloc[passed], [prints[i] for i in passed])
-        plain = dataclasses.replace(o, threshold=2.0, val=0, test=0)
+        plain = dataclasses.replace(o, threshold=math.inf, val=0, test=0)
         tables = (
             files,
             voices(made.truth, profile, o, workers),
@@ -171,7 +172,7 @@ def scores(videos: list[Video], o: Options, workers: int) -> dict[str, list]:
     """What `score` says of every video, name → values."""
     from vmas.dataset import pool
 
-    every = dataclasses.replace(o, threshold=2.0, skip=LEFT_OUT)
+    every = dataclasses.replace(o, threshold=math.inf, skip=LEFT_OUT)
     rows = [row for _, row in sorted(pool.run(score, videos, Tools(every), workers), key=lambda r: r[0])]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
