@@ -174,7 +174,7 @@ def check(folder: Annotated[Path, typer.Argument(help="A folder of shards, or a 
     folders = sorted({p.parent for p in folder.glob("*/" + shards.SHARDS)}) or [folder]
     bad = n = 0
     for one in folders:
-        known = shards.read_index(one)[1]
+        known = shards.read_counts(one)
         built = shards.read_description(one).get("kind") == "built"
         for name, expected in zip(known["shard"], known["sha256"], strict=True):
             n += 1

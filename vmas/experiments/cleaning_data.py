@@ -104,7 +104,7 @@ def build(
 
 def truth(profile: Profile, name: str, workers: int | None = None, progress: bool = True) -> Any:
     """The truth of the clips that a set's shards hold: a table with a row each, in the order of their index."""
-    index = shards.read_index(build(profile, name, workers, progress))[0]
+    index = shards.read_index(build(profile, name, workers, progress), ["video"])[0]
     known = dirty.make(profile, workers, progress, recipe(profile)).truth.set_index("id")
     return known.loc[index["video"]].reset_index()
 
@@ -118,7 +118,7 @@ def rows(profile: Profile, name: str, seed: int, workers: int | None = None, pro
     if chosen.take == "moving":
         found = np.flatnonzero(~(here["static"] | here["near_static"]).to_numpy(bool))
     else:
-        n = len(shards.read_index(build(profile, chosen.like, workers, progress))[0])
+        n = int(shards.read_counts(build(profile, chosen.like, workers, progress))["samples"].sum())
         if n > len(here):
             raise DataError(f"{chosen.like} has {n} clips, more than the {len(here)} to draw from")
         found = np.sort(np.random.default_rng([seed, 91]).permutation(len(here))[:n])

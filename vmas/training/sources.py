@@ -110,7 +110,7 @@ class ShardData:
     def _key(self) -> str:
         from vmas.dataset import shards
 
-        return sha256([shards.read_index(self.folder / s)[1]["sha256"].tolist() for s in SPLITS])
+        return sha256([shards.read_counts(self.folder / s)["sha256"].tolist() for s in SPLITS])
 
     def motion(self, split: str) -> Source:
         return self._open(split, "frames", "flow")
