@@ -130,7 +130,8 @@ def _build(
     tools = Tools(options, device)
     keys = tools.keys()
     screened_by, made_by = stages.screen_key(options, keys), stages.make_key(options, keys)
-    content = dict(zip((v.id for v in videos), content_sha256(videos), strict=True))
+    say(f"reading both ends of {len(videos)} files, by which a replaced one is told")
+    content = dict(zip((v.id for v in videos), content_sha256(videos, progress), strict=True))
     plan = {"screen": screened_by, "make": made_by, "rows": sha256(list(content.values()))}
     layout.begin(out, plan, update)
     result = Result(out, len(videos))

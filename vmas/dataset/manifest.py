@@ -104,13 +104,18 @@ def read_manifest(path, media=None) -> list[Video]:
     return out
 
 
-def content_sha256(videos: Sequence[Video]) -> list[str]:
+def content_sha256(videos: Sequence[Video], progress: bool = False) -> list[str]:
     """A hash of every row: of what the manifest says, and of the file by name, size and its first and last `ENDS`
-    bytes, so that a moved folder keeps its results and a file that was replaced does not."""
+    bytes, so that a moved folder keeps its results and a file that was replaced does not. `progress` shows a bar."""
+    from tqdm.auto import tqdm
+
     out: list[str] = []
-    with ThreadPoolExecutor(READERS) as pool:  # a network's files take their time to open
+    bar = tqdm(total=len(videos), desc="files", disable=None if progress else True)
+    with bar, ThreadPoolExecutor(READERS) as pool:  # a network's files take their time to open
         for start in range(0, len(videos), CHUNK):
-            out += pool.map(_content, videos[start : start + CHUNK])
+            for one in pool.map(_content, videos[start : start + CHUNK]):
+                out.append(one)
+                bar.update()
     return out
 
 
