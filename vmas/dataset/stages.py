@@ -54,6 +54,7 @@ VERSIONS = {
 }
 SPLITS_VERSION = 2
 SCREEN = ("probe", "similarity", "duplicates")
+SCREENED = (*SCREEN, "splits")  # stages whose time is spent on whole videos
 OPTIONAL = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
 SILENCE = 1e-3  # peak below which a clip holds no music
 SLACK_S = 0.05  # a clip may lack so much at its end: containers round durations
