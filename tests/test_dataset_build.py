@@ -117,6 +117,11 @@ def test_card_counts_and_names_licences(built):
     assert "| test | CC0 | 13 | 7 | 14 |" in text
     assert "| similarity | rejected | frame similarity not below 0.7 | 1 |" in text
     assert str(built.out) not in text
+    assert "classic separator, which stands in for Demucs" in text
+
+
+def test_card_warns_of_the_stand_in_for_demucs_where_it_was_used(plain):
+    assert "Demucs" not in (plain.out / "dataset_card.md").read_text()
 
 
 def test_no_machine_path_is_written(built, root):

@@ -300,3 +300,4 @@ def test_help_states_when_a_run_stops(capsys):
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "more than 5% of its videos" in said
     assert "--update" in said
+    assert "classic, its offline stand-in, which leaves part of the voices and harms the music" in said

@@ -29,7 +29,13 @@ def build(
     ] = None,
     threshold: Annotated[float, typer.Option(help="Frame similarity from which on a video is left out.")] = 0.7,
     frames: Annotated[str, typer.Option(help="Features of the frame similarity: cheap or clip.")] = "cheap",
-    vocals: Annotated[str, typer.Option(help="Vocal removal: classic or demucs.")] = "classic",
+    vocals: Annotated[
+        str,
+        typer.Option(
+            help="Vocal removal: demucs, which needs weights ('vmas weights list'), or classic, its offline stand-in,"
+            " which leaves part of the voices and harms the music; --skip vocals leaves the sound as it is."
+        ),
+    ] = "classic",
     genre: Annotated[str, typer.Option(help="Genres: tagger or clap.")] = "tagger",
     val: Annotated[int, typer.Option(min=0, help="Videos held out for validation (paper: 1120).")] = 0,
     test: Annotated[int, typer.Option(min=0, help="Videos held out for testing (paper: 1086).")] = 0,
