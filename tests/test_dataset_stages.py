@@ -48,6 +48,13 @@ def test_cheap_embedding_is_unit_length_and_takes_empty_pictures():
     assert e[0] @ e[2] < 0.2
 
 
+def test_one_picture_is_as_still_as_a_video_can_be():
+    embed = frames.build_embedder("cheap")
+    moving = pictures(3)
+    assert frames.similarity(moving[:1], embed) == 1
+    assert frames.similarity(moving, embed) == frame_similarity(embed(moving)) < THRESHOLD == stages.Options.threshold
+
+
 def test_sample_times():
     np.testing.assert_allclose(frames.sample_times(5.0), [0, 1, 2, 3, 4])
     np.testing.assert_allclose(frames.sample_times(1.0), [0, 0.5])

@@ -239,7 +239,7 @@ def test_every_stage_has_its_cost(ran):
     costs = ran[0].extra["costs"]
     assert set(costs["seconds"]) >= set(stages.VERSIONS)
     for stage in ("duplicates", "tokens"):
-        hours = costs["video_hours"] if stage == "duplicates" else costs["clip_hours"]
+        hours = costs["video_hours"] if stage == "duplicates" else costs["made_hours"]
         assert costs["throughput"][stage] == pytest.approx(hours * 3600 / costs["seconds"][stage], rel=0.01)
     steps = estimate.extrapolate(estimate.measured(costs))
     assert steps["core-hours"].iloc[0] > 0

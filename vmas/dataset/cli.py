@@ -27,7 +27,10 @@ def build(
         list[str] | None,
         typer.Option(help="Leave a stage out: similarity, duplicates, vocals, genre, tokens or beats (repeatable)."),
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Frame similarity from which on a video is left out.")] = 0.7,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Frame similarity from which on a video is left out; default: section 3's, 0.7."),
+    ] = None,
     frames: Annotated[str, typer.Option(help="Features of the frame similarity: cheap or clip.")] = "cheap",
     vocals: Annotated[
         str,
@@ -78,11 +81,12 @@ def build(
     from vmas.dataset.build import build as build_dataset
     from vmas.dataset.manifest import read_manifest
     from vmas.dataset.stages import Options
+    from vmas.metrics.similarity import THRESHOLD
 
     options = Options(
         config.load(profile),
         tuple(sorted(set(skip or []))),
-        threshold=threshold,
+        threshold=THRESHOLD if threshold is None else threshold,
         frames=frames,
         vocals=vocals,
         genre=genre,

@@ -16,10 +16,10 @@ from vmas.dataset import shards, stages
 from vmas.dataset.stages import OPTIONAL, Options
 from vmas.errors import DataError, UsageError, nearest
 from vmas.experiments import dirty
+from vmas.metrics.similarity import THRESHOLD
 from vmas.training.sources import CorpusData, Further
 
 VERSION = 1  # raised when the same conditions give other clips
-THRESHOLD = 0.7  # section 3
 NEEDED = ("tokens", "beats")  # what training reads, and no filter
 
 

@@ -23,11 +23,11 @@ from vmas.dataset.vocals import separator_key
 from vmas.errors import DataError
 from vmas.experiments import dirty, reuploads
 from vmas.metrics.intervals import resamples, wilson
+from vmas.metrics.similarity import THRESHOLD
 
 if TYPE_CHECKING:
     import pandas as pd
 
-THRESHOLD = 0.7  # section 3
 FREE_DB = -20.0  # a soundtrack counts as free of vocals when what is left of the voice lies so far under the music
 HELD_OUT = {"smoke": 2, "mini": 10}  # videos for validation, and as many for testing
 VOICELESS = 40  # clips without a voice on which the harm of its removal is measured
@@ -153,7 +153,7 @@ def run(
 
 def costs(made: dirty.Dirty, profile: Profile, checkpoints: str | None = None) -> dict[str, Any]:
     """What every stage of the builder takes on the first `COSTED` clips, in one process: the `timings.json` of that
-    build, with `video_hours` that were screened and `throughput`, hours of video per core-hour of a stage."""
+    build, whose rates (`build.Result.rates`) are also its `throughput`."""
     import json
     import tempfile
 
@@ -164,10 +164,7 @@ def costs(made: dirty.Dirty, profile: Profile, checkpoints: str | None = None) -
     with tempfile.TemporaryDirectory() as out:
         build(videos, out, Options(profile, checkpoints=checkpoints), 1, progress=False)
         timings = json.loads((Path(out) / TIMINGS).read_text(encoding="utf-8"))
-    hours = timings.setdefault("video_hours", len(videos) * profile.clip.seconds / 3600)
-    went = {k: hours if k in (*stages.SCREEN, "splits") else timings["clip_hours"] for k in timings["seconds"]}
-    rates = {k: 3600 * went[k] / s for k, s in timings["seconds"].items() if s}
-    return timings | {"throughput": {k: round(r, 3) for k, r in rates.items()}}
+    return timings | {"throughput": timings["video_hours_per_core_hour"]}
 
 
 def scores(videos: list[Video], o: Options, workers: int) -> dict[str, list]:

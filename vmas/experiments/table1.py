@@ -141,15 +141,13 @@ def ready(profile: Profile, progress: bool, say: Callable[[str], None], checkpoi
 def _clean(profile: Profile, workers: int | None, progress: bool) -> list[float]:
     """Frame similarity of the mini corpus's test split."""
     from vmas import corpus
-    from vmas.dataset.frames import build_embedder, sample_frames
-    from vmas.metrics.similarity import frame_similarity
 
     folder = paths.corpus(profile.name)
     corpus.make(folder, profile, (SPLIT,), workers, progress=progress)
     df = corpus.load_manifest(folder)
-    embed = build_embedder("cheap")
+    embed = frames.build_embedder("cheap")
     files = [folder / p for p in df[df.split == SPLIT].path]
-    return [round(frame_similarity(embed(sample_frames(f, embed.size))), 6) for f in files]
+    return [round(frames.similarity(frames.sample_frames(f, embed.size), embed), 6) for f in files]
 
 
 def _kinds(files: "pd.DataFrame") -> list[str]:
