@@ -19,6 +19,7 @@ beside them. `--json` keeps what other parts wrote to the file before.
 import argparse
 import contextlib
 import json
+import math
 import os
 import resource
 import subprocess
@@ -72,8 +73,8 @@ def rates(folder: Path, n: int) -> dict:
     wav = np.concatenate([media.read_audio(v.path, 32000) for v in videos], axis=1)
     path = media.write_clip(folder / "big.mp4", big, 24.0, wav, 32000)
     runs = {
-        "640 x 360, paper's clips": ([Video("big", str(path), "big")], Options(paper, ("genre", "tokens"), 1.1)),
-        "64 x 64, mini": (videos, Options(mini, ("duplicates",), 1.1, shard_size=4)),
+        "640 x 360, paper's clips": ([Video("big", str(path), "big")], Options(paper, ("genre", "tokens"), math.inf)),
+        "64 x 64, mini": (videos, Options(mini, ("duplicates",), math.inf, shard_size=4)),
     }
     out = {}
     for name, (rows, options) in runs.items():
@@ -89,7 +90,7 @@ def rates(folder: Path, n: int) -> dict:
 
 def workers(folder: Path, n: int) -> dict:
     videos = corpus(folder, n)
-    options = Options(config.load("mini"), skip=("duplicates",), threshold=1.1, shard_size=4)
+    options = Options(config.load("mini"), skip=("duplicates",), threshold=math.inf, shard_size=4)
     build(videos[:1], folder / "first", options, workers=1, progress=False)  # what is compiled once is compiled now
     walls: dict[int, list[float]] = {1: [], 2: []}
     shares: dict[int, list[float]] = {1: [], 2: []}

@@ -117,6 +117,11 @@ def test_card_counts_and_names_licences(built):
     assert "| test | CC0 | 13 | 7 | 14 |" in text
     assert "| similarity | rejected | frame similarity not below 0.7 | 1 |" in text
     assert str(built.out) not in text
+    assert "classic separator, which stands in for Demucs" in text
+
+
+def test_card_warns_of_the_stand_in_for_demucs_where_it_was_used(plain):
+    assert "Demucs" not in (plain.out / "dataset_card.md").read_text()
 
 
 def test_no_machine_path_is_written(built, root):
@@ -380,16 +385,26 @@ def test_command_line(root, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "videos        13 (12 on this machine)" in said
     assert "core-hours    0.0 (rates of one AMD EPYC core" in said
+    for wrong, said in ((["--vocals", "demuks"], "mean demucs?"), (["--val", "7", "--test", "6"], "none to train on")):
+        assert cli.main([*line, "--dry-run", *wrong]) == 2
+        assert said in capsys.readouterr().err
     assert not Path(out).exists()
     assert cli.main(line) == 0
     assert "14 train clips of 13 videos" in capsys.readouterr().out
     assert cli.main(["dataset", "check", out]) == 0
     assert "1 shards are whole" in capsys.readouterr().out
-    with open(Path(out) / "train" / "shard-000000.tar", "r+b") as f:
+    whole, shard = content(Path(out)), Path(out) / "train" / "shard-000000.tar"
+    with open(shard, "r+b") as f:
         f.seek(3000)
         f.write(b"??")
     assert cli.main(["dataset", "check", out]) == 1
-    assert "differs from its sha256" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{shard}: differs from its sha256: it is damaged; delete it and give its build command again" in said
+    shard.unlink()
+    assert cli.main(["dataset", "check", out]) == 1
+    assert "is missing; give its build command again" in capsys.readouterr().out
+    assert cli.main(line) == 0
+    assert content(Path(out)) == whole
     assert cli.main([*line, "--frames", "clap"]) == 2
     assert "cheap" in capsys.readouterr().err
     assert cli.main([*line, "--skip", "probe"]) == 2

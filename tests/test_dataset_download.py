@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from vmas import cli
+from vmas.dataset import download as loader
 from vmas.dataset.download import Limits, address, command, download, note, wanted
 from vmas.dataset.manifest import Video, read_manifest
 from vmas.errors import DataError, UsageError
@@ -79,6 +80,33 @@ def test_a_failure_is_noted_and_the_rest_goes_on(videos, tmp_path):
         "outcome": "failed",
         "problem": "ERROR: Video unavailable",
     }
+
+
+def test_the_log_keeps_every_row_from_run_to_run(videos, tmp_path, monkeypatch, capsys):
+    """As the command line has it, which finds what was fetched before in the folder."""
+    folder = tmp_path / "media"
+    line = ["dataset", "download", "--manifest", str(tmp_path / "videos.csv"), "--to", str(folder), "--pause", "0"]
+
+    def run(*failing: str) -> list[tuple[str, str]]:
+        monkeypatch.setattr(loader, "_run", Downloader({*failing}))
+        assert cli.main(line) == (1 if failing else 0)
+        log = pd.read_csv(folder / "downloads.csv", keep_default_na=False)
+        assert log["licence"].tolist() == ["CC-BY-4.0", ""]
+        return list(zip(log["id"], log["outcome"], strict=True))
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert run("dQw4w9WgXcQ") == [("one", "fetched"), ("dQw4w9WgXcQ", "failed")]
+    assert run() == [("one", "fetched"), ("dQw4w9WgXcQ", "fetched")]
+    assert run() == [("one", "fetched"), ("dQw4w9WgXcQ", "fetched")]
+    assert "2 here" in capsys.readouterr().out
+    pd.DataFrame([{"id": "two", "url": "https://example.org/two"}]).to_csv(tmp_path / "videos.csv")
+    monkeypatch.setattr(loader, "_run", Downloader())
+    assert cli.main(line) == 0  # another list: what the first asked for is still in the folder
+    assert pd.read_csv(folder / "downloads.csv")["id"].tolist() == ["one", "dQw4w9WgXcQ", "two"]
+    (folder / "downloads.csv").write_text("id,note\none,mine\n")
+    assert cli.main(line) == 1
+    assert "downloads.csv: is no log of downloads: it has other columns; move it elsewhere" in capsys.readouterr().err
+    assert (folder / "downloads.csv").read_text() == "id,note\none,mine\n"
 
 
 def test_a_site_that_refuses_is_left_alone(tmp_path):

@@ -5,9 +5,11 @@ import json
 
 import pytest
 
-from vmas import cli, paths
+from vmas import cli, config, paths
 from vmas.dataset import estimate
 from vmas.dataset.estimate import Costs, extrapolate, measured, read_timings
+from vmas.dataset.manifest import Video
+from vmas.dataset.stages import Options
 from vmas.errors import DataError
 
 TIMINGS = {
@@ -80,3 +82,22 @@ def test_rates_of_a_dry_run_are_those_measured():
     for stage, assumed in (estimate.CORE_S_LOOKED | estimate.CORE_S_MADE).items():
         rate = large["video_hours_per_core_hour"].get(stage) or small["video_hours_per_core_hour"][stage]
         assert assumed == pytest.approx(3600 / rate, rel=0.1, abs=0.1), stage
+
+
+def test_models_on_a_gpu_leave_the_decoding_to_the_cores():
+    """What `--dry-run` says of a thousand videos, counted by hand."""
+    rows = [Video(f"v{i}", "", f"v{i}", duration=240.0) for i in range(1000)]
+
+    def hours(kind: str, **changes) -> float:
+        profile = config.load("paper", changes.pop("profile", {}))
+        said = estimate.estimate(rows, Options(profile, **changes))
+        return float(next(line for line in said.splitlines() if line.startswith(kind)).split()[1].replace("none", "0"))
+
+    only = ("duplicates", "vocals", "genre", "tokens", "beats")
+    assert hours("core-hours", skip=only) == hours("core-hours", skip=only, frames="clip")
+    assert hours("GPU-hours", skip=only, frames="clip") == pytest.approx(0.05 * 1000 / 3600, abs=0.1)
+    beats, kept = ("similarity", *only[:-1]), 1000 * 240 / 3600
+    plain = hours("core-hours", skip=(*beats, "beats"))
+    assert hours("core-hours", skip=beats) == plain  # RAFT's pictures are the clip's own
+    again = hours("core-hours", skip=beats, profile={"clip": {"flow_size": 128}})
+    assert again - plain == pytest.approx(estimate.CORE_S_MADE["segments"] * kept / 3600, abs=0.11)

@@ -15,7 +15,7 @@ from dataset_files import content, options, video
 
 import vmas.dataset
 from vmas import cli
-from vmas.dataset import shards, stages, tasks
+from vmas.dataset import manifest, shards, stages, tasks
 from vmas.dataset.build import _Progress, build
 from vmas.dataset.manifest import Video, content_sha256, read_manifest
 from vmas.dataset.stages import Clip, Tools
@@ -152,6 +152,7 @@ def test_a_file_replaced_by_one_of_equal_size_is_another_row(plain, root, videos
     shutil.copytree(root, folder)
     rows = read_manifest(folder / "videos.csv")
     assert content_sha256(rows) == content_sha256(videos)  # a moved folder keeps its results
+    assert content_sha256(rows, progress=True) == content_sha256(rows)
     shutil.copytree(plain.out, out)
     data = (folder / "v0.mp4").read_bytes()
     (folder / "v0.mp4").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -159,6 +160,15 @@ def test_a_file_replaced_by_one_of_equal_size_is_another_row(plain, root, videos
     assert changed == ["v0"]
     with pytest.raises(DataError, match="another manifest"):
         make(rows, out, root, test=1)
+
+
+def test_a_build_says_that_it_reads_the_files_before_it_does(root, videos, tmp_path, monkeypatch):
+    said, before = [], []
+    real = manifest._content
+    monkeypatch.setattr(manifest, "_content", lambda v: before.append(len(said)) or real(v))
+    build(videos[:3], tmp_path / "out", options(root, skip=FAST), workers=1, progress=False, say=said.append)
+    assert said[0].startswith("reading both ends of 3 files")
+    assert before == [1, 1, 1]
 
 
 def test_more_rows_are_screened_alone_and_the_bytes_are_those_of_a_new_build(root, videos, tmp_path, monkeypatch):
@@ -290,3 +300,4 @@ def test_help_states_when_a_run_stops(capsys):
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "more than 5% of its videos" in said
     assert "--update" in said
+    assert "classic, its offline stand-in, which leaves part of the voices and harms the music" in said

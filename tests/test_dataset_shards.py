@@ -101,6 +101,18 @@ def test_folder_without_index_is_read_through(tmp_path):
     samples, known = shards.read_index(tmp_path)
     pd.testing.assert_frame_equal(samples, with_index[0][samples.columns])
     assert known["sha256"].tolist() == with_index[1]["sha256"].tolist()
+    assert shards.read_counts(tmp_path)["sha256"].tolist() == known["sha256"].tolist()
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_some_columns_of_the_index(tmp_path, index):
+    make(tmp_path)
+    every, known = shards.read_index(tmp_path)
+    if not index:
+        (tmp_path / "index.parquet").unlink()
+    some, counts = shards.read_index(tmp_path, ["score", "id", "nowhere"])
+    pd.testing.assert_frame_equal(some, every[["id", "score"]])
+    assert counts["sha256"].tolist() == known["sha256"].tolist()
 
 
 def test_missing_members_have_offset_minus_one(tmp_path):

@@ -15,7 +15,7 @@ from vmas import config, media, weights
 from vmas.corpus import sample_spec
 from vmas.corpus.scene import render_frames
 from vmas.corpus.sound import render_audio
-from vmas.dataset import dedupe, fingerprints, frames, genre, stages, vocals
+from vmas.dataset import dedupe, fingerprints, frames, genre, shards, stages, vocals
 from vmas.dataset.manifest import Video, read_manifest
 from vmas.errors import CheckpointError, DataError, MediaError, UsageError, WeightsUnavailable
 from vmas.metrics.similarity import THRESHOLD, frame_similarity
@@ -46,6 +46,13 @@ def test_cheap_embedding_is_unit_length_and_takes_empty_pictures():
     np.testing.assert_allclose(np.linalg.norm(e, axis=1), 1, atol=1e-5)
     assert frame_similarity(embed(black)) == pytest.approx(1)
     assert e[0] @ e[2] < 0.2
+
+
+def test_one_picture_is_as_still_as_a_video_can_be():
+    embed = frames.build_embedder("cheap")
+    moving = pictures(3)
+    assert frames.similarity(moving[:1], embed) == 1
+    assert frames.similarity(moving, embed) == frame_similarity(embed(moving)) < THRESHOLD == stages.Options.threshold
 
 
 def test_sample_times():
@@ -348,9 +355,50 @@ def test_manifest_of_files_and_of_disco_10m(tmp_path, name):
     assert (b.id, Path(b.path)) == ("my_song", tmp_path / "a.b" / "my song.mp4")
 
 
+def test_file_names_of_any_letters_and_folders_are_told_apart(tmp_path):
+    paths = [
+        "a/live.mp4",
+        "b/live.mp4",
+        "c/plain-1.mp4",
+        "my song.mp4",
+        "夜に駆ける.mp4",
+        "千本桜の歌.mp4",
+        "x" * 90 + ".mp4",
+    ]
+    rows = [{"path": p, "start": ""} for p in paths] + [{"path": "gig.mp4", "start": s} for s in ("0", "300")]
+
+    def ids(rows, folder=tmp_path):
+        return [v.id for v in read_manifest(manifest(folder, rows))]
+
+    found = ids(rows)
+    assert len(set(found)) == len(rows)
+    assert (found[2], found[3], found[6]) == ("plain-1", "my_song", "x" * 64)  # what is clear keeps its name
+    assert [i.rpartition("-")[0] for i in (*found[:2], *found[4:6], *found[7:])] == [
+        *("live", "live", "v_____", "v_____", "gig", "gig")
+    ]
+    assert all(shards.check_id(f"{i}-00003500") for i in found)
+    (tmp_path / "elsewhere").mkdir()
+    assert ids(rows[::-1], tmp_path / "elsewhere") == found[::-1]  # whatever the order and the machine's folders
+    assert ids([rows[4]]) == [found[4]]  # and the other rows, for a name that lost letters
+    assert ids([rows[0]]) == ["live"]
+    mixed = [{"id": "live", "path": "x.mp4"}, {"id": "", "path": "a/live.mp4"}, {"id": "a.b"}, {"id": "a b"}]
+    mixed = [{"path": "y.mp4", **row} for row in mixed]
+    assert ids(mixed)[0] == "live"  # a given id stays
+    assert len(set(ids(mixed))) == 4
+
+
 def test_manifest_errors_name_the_row(tmp_path):
-    with pytest.raises(DataError, match=r"m\.csv: row 2 has the id a of row 1"):
-        read_manifest(manifest(tmp_path, [{"id": "a", "path": "x"}, {"id": "a", "path": "y"}]))
+    with pytest.raises(DataError, match=r"m\.csv: an id or video comes more than once: a in rows 1, 3; keep one row"):
+        read_manifest(manifest(tmp_path, [{"id": i, "path": i} for i in "aba"]))
+    again = [{"url": f"https://youtu.be/{i:011}", "track": t} for i in range(5) for t in "xy"]
+    with pytest.raises(DataError, match=r"0+ in rows 1, 2; 0+1 in .*; and 2 more; .* a column id, with start"):
+        read_manifest(manifest(tmp_path, again))
+    with pytest.raises(
+        DataError, match=r"row 1 has an id alone.*vmas dataset download --manifest .*m\.csv.* --media DIR"
+    ):
+        read_manifest(manifest(tmp_path, [{"id": "dQw4w9WgXcQ"}]))
+    with pytest.raises(DataError, match="row 2 has none of id, path and url"):
+        read_manifest(manifest(tmp_path, [{"id": "", "path": "x"}, {"id": "", "path": ""}]))
     with pytest.raises(DataError, match="row 1: start must be seconds, 0 or more, got '-1'"):
         read_manifest(manifest(tmp_path, [{"id": "a", "path": "x", "start": "-1"}]))
     with pytest.raises(DataError, match="none of the columns id, path and url; columns found: name"):
@@ -373,6 +421,29 @@ def test_segments_follow_each_other_and_leave_the_rest_out():
     few = dataclasses.replace(o, clips_per_video=2)
     assert stages.segment_starts(v, 15.0, few) == [2 + 1.5 * 2, 2 + 1.5 * 7]
     assert stages.clip_name(v, 3.5) == "a-00003500"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"frames": "clap"}, r"unknown frames 'clap': did you mean (clip|cheap)"),
+        ({"vocals": "demuks"}, r"unknown vocals 'demuks': did you mean demucs\?"),
+        ({"genre": "tager"}, r"unknown genre 'tager': did you mean tagger\?"),
+        ({"threshold": 70.0}, "from 0 to 1, or inf, got 70"),
+        ({"threshold": float("nan")}, "from 0 to 1"),
+        ({"skip": ("similarity",), "val": 1}, "chosen by their frame similarity, which is left out: give --quality"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(wrong, said):
+    with pytest.raises(UsageError, match=said):
+        stages.Options(PROFILE, **wrong)
+
+
+def test_held_out_videos_must_leave_some():
+    stages.Options(PROFILE, ("similarity",), val=1, quality="correspondence").check(2)
+    stages.Options(PROFILE, threshold=1.0).check(0)
+    with pytest.raises(UsageError, match="1 videos for validation and 2 for testing of 3 leave none to train on"):
+        stages.Options(PROFILE, val=1, test=2).check(3)
 
 
 def test_versions_and_options_are_in_the_keys(monkeypatch):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -125,6 +127,22 @@ def test_order_is_one_permutation_that_keeps_to_groups_of_shards():
 
 
 GOLDEN = [3, 10, 4, 9, 11, 5, 8, 2, 0, 1, 7, 6]
+
+
+def test_only_the_columns_that_are_needed_are_read(folder, tmp_path):
+    """What a source does not need of the index may even be damaged: titles and addresses of millions of clips."""
+    shutil.copytree(folder, tmp_path / "train")
+    index = tmp_path / "train" / "index.parquet"
+    group = pq.ParquetFile(index).metadata.row_group(0)
+    parts = {c.path_in_schema: c for c in (group.column(i) for i in range(group.num_columns))}
+    with open(index, "r+b") as f:
+        for name in ("genre", "frames.npy:offset"):
+            f.seek(parts[name].dictionary_page_offset or parts[name].data_page_offset)
+            f.write(b"\xff" * parts[name].total_compressed_size)
+    with pytest.raises(DataError, match="not a readable index"):
+        shards.read_index(tmp_path / "train")
+    there, here = (source(x, fields=["codes"]) for x in (tmp_path / "train", folder))
+    assert torch.equal(there.first(3)["codes"], here.first(3)["codes"])
 
 
 def test_subset_of_rows(folder):

@@ -222,8 +222,10 @@ def test_fingerprint_rows_say_what_was_found(ran):
         got = t1.row(f"{reuploads.OFFSETS[0]:g} s later", table1.REUPLOADS, f"recognised by {kind}")
         assert (got.value, got.n) == (1, n)
         wrong = t1.row("Fingerprints", table1.OTHERS, f"called equal by {kind}")
-        r = found.confused.set_index("kind").loc[kind]
-        assert wrong.value == pytest.approx(r.equal / r.pairs)
+        here = found.files[found.files["stage"] != "similarity"][kind].to_numpy()
+        pairs = (here[:, None] != here[None]).sum() / 2
+        assert wrong.value == pytest.approx((found.mistaken["kind"] == kind).sum() / pairs)
+        assert wrong.n == len(set(here))
         assert wrong.value < 0.1
     passed = found.files[found.files["stage"] != "similarity"]
     shifted = filters.repeats(passed) & passed["how"].isin(dirty.SHIFTED)
@@ -237,7 +239,7 @@ def test_every_stage_has_its_cost(ran):
     costs = ran[0].extra["costs"]
     assert set(costs["seconds"]) >= set(stages.VERSIONS)
     for stage in ("duplicates", "tokens"):
-        hours = costs["video_hours"] if stage == "duplicates" else costs["clip_hours"]
+        hours = costs["video_hours"] if stage == "duplicates" else costs["made_hours"]
         assert costs["throughput"][stage] == pytest.approx(hours * 3600 / costs["seconds"][stage], rel=0.01)
     steps = estimate.extrapolate(estimate.measured(costs))
     assert steps["core-hours"].iloc[0] > 0
@@ -247,9 +249,28 @@ def test_pairs_of_other_content_are_counted():
     words = np.random.default_rng(0).integers(1, 2**32, (3, 80), np.uint32)
     prints = [Prints(words=words[i]) for i in (0, 1, 2, 2)]
     files = pd.DataFrame({"picture": list("abcd"), "sound": list("xyzw")})
-    assert reuploads.confused(files, prints) == {"sound": (1, 6), "picture": (0, 6)}
+    assert reuploads.confused(files, prints) == {"sound": [(2, 3)], "picture": []}
     files["sound"] = list("xyzz")
-    assert reuploads.confused(files, prints)["sound"] == (0, 5)
+    assert reuploads.confused(files, prints)["sound"] == []
+
+
+def test_pairs_that_share_a_file_are_not_taken_for_independent():
+    """Of 60 files one is taken for ten others: 10 of 1770 pairs, all by one file's fault."""
+    content, equal = np.arange(60), np.array([(0, j) for j in range(1, 11)])
+    got = filters.mistaken(content, equal)
+    assert (got.value, got.n) == (pytest.approx(10 / 1770), 60)
+    assert got.lo == 0  # without that one file there is none
+    assert got.hi > 1.5 * wilson(10, 1770)[1]
+    assert got == filters.mistaken(content, equal)
+    # Copies of every file are in as many pairs more, and say nothing more.
+    copies = np.array([(60 * p + i, 60 * q + j) for i, j in equal for p in range(2) for q in range(2)])
+    twice = filters.mistaken(np.tile(content, 2), copies)
+    assert (twice.value, twice.lo, twice.hi) == pytest.approx((got.value, got.lo, got.hi))
+    few = np.array([(i, i + 1) for i in range(0, 60, 6)])  # spread over files: near what independent pairs have
+    assert filters.mistaken(content, few).lo > 0
+    none = filters.mistaken(content, np.zeros((0, 2)))
+    assert (none.value, none.lo, none.hi, none.n) == (0, *wilson(0, 30), 60)
+    assert filters.mistaken(np.array(list("aaa")), np.zeros((0, 2))).n == 0
 
 
 # ---------------------------------------------------------------- calibration

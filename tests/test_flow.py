@@ -59,6 +59,15 @@ def test_size_halves_the_motion_and_keeps_the_aspect(moving):
     assert flow._resize(np.zeros((2, 40, 80, 3), np.uint8), 20).shape == (2, 20, 40, 3)
 
 
+def test_repeatable_flow_is_farnebacks_wherever_the_frames_lie(moving):
+    got = flow.repeatable(moving)
+    np.testing.assert_allclose(got, flow_magnitude(moving, cache=False), rtol=1e-6)
+    for offset in (1, 4, 24):  # another address, another choice of instructions
+        held = np.zeros(moving.size + 64, np.uint8)[offset : offset + moving.size].reshape(moving.shape)
+        held[:] = moving
+        np.testing.assert_array_equal(flow.repeatable(held), got)
+
+
 def test_threads_are_left_as_they_were(moving):
     import cv2
 

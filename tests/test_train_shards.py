@@ -2,22 +2,27 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from dataset_files import video
 
 from vmas import checkpoint, cli, codec, config, paths
+from vmas.dataset.build import build
 from vmas.dataset.features import write_features
+from vmas.dataset.manifest import Video
+from vmas.dataset.stages import Options
 from vmas.errors import CheckpointError, DataError, UsageError, WeightsUnavailable
 from vmas.features import SplitFeatures
 from vmas.model import VMAs
 from vmas.training import stages
 from vmas.training.data import Held
 from vmas.training.loop import Stage
-from vmas.training.sources import ShardData
+from vmas.training.sources import Further, ShardData
 from vmas.training.tasks import vmas_data
 
 TINY = {
@@ -53,10 +58,11 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("VMAS_RESULTS", str(tmp_path / "results"))
     p = config.load("smoke", TINY)
     torch.manual_seed(0)
-    codec.save_codec(paths.checkpoints("tiny") / "codec", codec.build_codec(p.codec))
+    own = codec.build_codec(p.codec)
+    codec.save_codec(paths.checkpoints("tiny") / "codec", own)
     splits = {"train": split(p, 8, 1), "val": split(p, 4, 2)}
     for name, s in splits.items():
-        write_features(s, tmp_path / "data" / name, p, shard_size=3)
+        write_features(s, tmp_path / "data" / name, p, shard_size=3, codec=own.sha256)
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(p)))), encoding="utf-8")
     return p, tmp_path / "data", file, splits
@@ -101,7 +107,7 @@ def test_states_of_other_clips_lie_elsewhere(world):
     """A run on shards never goes on from the state of one on other clips."""
     p, folder, _, splits = world
     own = codec.load_codec(paths.checkpoints("tiny") / "codec")
-    write_features(splits["val"], folder / "train2", p, shard_size=3)
+    write_features(splits["val"], folder / "train2", p, shard_size=3, codec=own.sha256)
     keys = [ShardData(p, own, folder).keys]
     (folder / "train").rename(folder / "train1")
     (folder / "train2").rename(folder / "train")
@@ -183,17 +189,38 @@ def _only_stage_2(fit):
 
 
 def test_refusals_come_before_any_work(world, tmp_path, monkeypatch):
-    p, folder, _, _ = world
+    p, folder, _, splits = world
     own = codec.load_codec(paths.checkpoints("tiny") / "codec")
     with pytest.raises(DataError, match="no folder train"):
         ShardData(p, own, tmp_path)
     with pytest.raises(DataError, match="seconds are"):
         ShardData(config.load("smoke", {**TINY, "clip": {"seconds": 2.5}}), own, folder)
-    mark = folder / "train" / "dataset.json"
-    about = json.loads(mark.read_text(encoding="utf-8"))
-    mark.write_text(json.dumps({**about, "codec": "another"}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="of another codec"):
+    shutil.rmtree(folder / "val")
+    with pytest.raises(DataError, match=r"no folder val.* again with --val N and --update"):
         ShardData(p, own, folder)
+    write_features(splits["val"], folder / "val", p, shard_size=3)
+    with pytest.raises(CheckpointError, match=r"val: does not say which codec its tokens are of"):
+        ShardData(p, own, folder)
+
+
+def test_tokens_of_another_codec_are_refused(world, tmp_path):
+    """Of a set that the builder made, by either way that leads from shards to training."""
+    p, first, _, _ = world
+    one, other = tmp_path / "one", tmp_path / "other"
+    for seed, root in enumerate((one, other)):
+        torch.manual_seed(seed)
+        codec.save_codec(root / "codec", codec.build_codec(p.codec))
+    rows = [Video(f"v{i}", str(video(tmp_path / f"v{i}.mp4", i, seconds=2.0)), f"v{i}") for i in range(3)]
+    chosen = Options(p, ("duplicates", "vocals", "genre"), val=1, checkpoints=str(one))
+    made = build(rows, tmp_path / "built", chosen, workers=1, progress=False).out
+    own, another = (codec.load_codec(root / "codec") for root in (one, other))
+    assert ShardData(p, own, made).clips("train") == 2
+    base = ShardData(p, codec.load_codec(paths.checkpoints("tiny") / "codec"), first)
+    assert len(Further(base, p, own, made / "train", "key").vmas("train")) == 2
+    with pytest.raises(CheckpointError, match="train: its tokens are of another codec"):
+        ShardData(p, another, made)
+    with pytest.raises(CheckpointError, match="train: its tokens are of another codec"):
+        Further(base, p, another, made / "train", "key")
 
 
 def test_paper_profile_asks_for_data_then_for_weights(world, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache as cached
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -47,9 +47,7 @@ class FarnebackFlow:
     key = "farneback-1"
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        import cv2
-
-        return _dense_flow(frames, lambda a, b, start: cv2.calcOpticalFlowFarneback(a, b, start, *FARNEBACK))
+        return _dense_flow(frames, _farneback)
 
 
 class DISFlow:
@@ -169,7 +167,28 @@ def cache_path(frames: np.ndarray, key: str, size: int | None) -> Path:
     return paths.cache() / "flow" / name[:2] / f"{name}.npy"
 
 
-def _dense_flow(frames: np.ndarray, pair_flow: Callable) -> np.ndarray:
+def repeatable(frames: np.ndarray) -> np.ndarray:
+    """`FarnebackFlow`, the same to the last bit in every process.
+
+    cv2.magnitude is not: it takes other instructions where numpy happened to put an array at another address, and
+    the last bit of the mean follows. What cv2 returns as flow does not depend on that.
+    """
+    return _dense_flow(frames, _farneback, lambda flow: np.sqrt(np.square(flow).sum(-1)).mean(dtype=np.float64))
+
+
+def _farneback(before: np.ndarray, after: np.ndarray, start: Any) -> np.ndarray:
+    import cv2
+
+    return cv2.calcOpticalFlowFarneback(before, after, start, *FARNEBACK)
+
+
+def _mean(flow: np.ndarray) -> float:
+    import cv2
+
+    return cv2.mean(cv2.magnitude(flow[..., 0], flow[..., 1]))[0]
+
+
+def _dense_flow(frames: np.ndarray, pair_flow: Callable, mean: Callable[[np.ndarray], float] = _mean) -> np.ndarray:
     import cv2
 
     out = np.empty(len(frames) - 1, np.float32)
@@ -178,7 +197,7 @@ def _dense_flow(frames: np.ndarray, pair_flow: Callable) -> np.ndarray:
         for i, frame in enumerate(frames[1:]):
             after = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
             flow = pair_flow(before, after, None)  # DIS would start from a given flow; every pair stands alone
-            out[i] = cv2.mean(cv2.magnitude(flow[..., 0], flow[..., 1]))[0]
+            out[i] = mean(flow)
             before = after
     return out
 

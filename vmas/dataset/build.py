@@ -38,7 +38,6 @@ BLOCK = 16  # videos that are screened together
 MAX_FAILED, ALWAYS = 0.05, 1
 RULE = f"a run stops when more than {ALWAYS} and more than {MAX_FAILED:.0%} of its videos or of its clips fail"
 SMALL = 8  # videos that are done in this process before others have loaded their libraries
-SCREENED = (*stages.SCREEN, "splits")  # stages whose time is spent on whole videos
 
 
 @dataclass
@@ -57,7 +56,7 @@ class Result:
     @property
     def rates(self) -> dict[str, float]:
         """Stage → hours of video that went into its phase, per hour that one core (or GPU) spent in it."""
-        hours = {k: self.video_hours if k in SCREENED else self.clip_hours for k in self.seconds}
+        hours = {k: self.video_hours if k in stages.SCREENED else self.clip_hours for k in self.seconds}
         return {k: round(h * 3600 / self.seconds[k], 3) for k, h in hours.items() if self.seconds[k] > 0}
 
     def line(self) -> str:
@@ -95,8 +94,10 @@ def build(
     Leaves `<split>/shard-*.tar` with their indexes, `rejected.parquet` (id, stage, kind, reason, score),
     `dataset_card.md`, `timings.json` (seconds per stage and process) and, last, `dataset.json`. Raises DataError when
     another run works on the folder, when it holds another build and `update` is not given, when more than 5% of the
-    videos or clips fail (and more than one), when no clip is left, or when the disk or the memory is full.
+    videos or clips fail (and more than one), when no clip is left, or when the disk or the memory is full, UsageError
+    when the held-out videos leave none to train on.
     """
+    options.check(len(videos))
     out = Path(out).absolute()  # processes elsewhere start in another folder
     if backend is None:
         backend = Local(workers or (1 if len(videos) <= SMALL else os.cpu_count() or 1))
@@ -128,7 +129,8 @@ def _build(
     tools = Tools(options, device)
     keys = tools.keys()
     screened_by, made_by = stages.screen_key(options, keys), stages.make_key(options, keys)
-    content = dict(zip((v.id for v in videos), content_sha256(videos), strict=True))
+    say(f"reading both ends of {len(videos)} files, by which a replaced one is told")
+    content = dict(zip((v.id for v in videos), content_sha256(videos, progress), strict=True))
     plan = {"screen": screened_by, "make": made_by, "rows": sha256(list(content.values()))}
     layout.begin(out, plan, update)
     result = Result(out, len(videos))

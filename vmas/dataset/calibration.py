@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vmas.dataset.frames import FrameEmbedder, watch
+from vmas.dataset.frames import FrameEmbedder, sample_frames, similarity
 from vmas.errors import DataError
-from vmas.metrics.similarity import THRESHOLD, frame_similarity
+from vmas.metrics.similarity import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,8 @@ class Calibration:
 
 def calibrate(videos: Sequence, a: FrameEmbedder, b: FrameEmbedder, threshold: float = THRESHOLD) -> Calibration:
     """`b` against `a` on the files `videos` (paths). Raises DataError for fewer than two, MediaError."""
-    first, second = (np.array([similarity(path, embed) for path in videos]) for embed in (a, b))
+    first, second = (np.array([similarity(sample_frames(path, e.size), e) for path in videos]) for e in (a, b))
     return compare(first, second, threshold)
-
-
-def similarity(path, embed: FrameEmbedder) -> float:
-    """As the builder has it: 1 for a video with one picture."""
-    frames = watch(path, embed.size, prints=False).frames
-    return frame_similarity(embed(frames)) if len(frames) > 1 else 1.0
 
 
 def compare(first: np.ndarray, second: np.ndarray, threshold: float = THRESHOLD) -> Calibration:

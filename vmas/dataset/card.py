@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 NAME = "dataset_card.md"
 SCORES = {"similarity": "Frame similarity", "removed": "Share of energy removed with the vocals"}
 BAR = 40  # characters of the longest bar
+STAND_IN = (
+    "Vocals were removed by the classic separator, which stands in for Demucs: part of most voices is left, and part of"
+    " the music is gone, where there is a voice and where there is none. Genres, tokens and beats are of what it left."
+    " `--vocals demucs` needs weights (`vmas weights list`)."
+)
 
 
 @dataclass
@@ -91,6 +96,7 @@ def text(videos: Sequence[Video], kept: dict[str, Kept], ledger: "pd.DataFrame",
         f"A video stays when its frame similarity lies below {options.threshold:g}."
         if options.runs("similarity")
         else "Frame similarity was not looked at.",
+        *(("", STAND_IN) if options.runs("vocals") and options.vocals == "classic" else ()),
         "",
         "## Left out",
         "",

@@ -27,9 +27,18 @@ def build(
         list[str] | None,
         typer.Option(help="Leave a stage out: similarity, duplicates, vocals, genre, tokens or beats (repeatable)."),
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Frame similarity from which on a video is left out.")] = 0.7,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Frame similarity from which on a video is left out; default: section 3's, 0.7."),
+    ] = None,
     frames: Annotated[str, typer.Option(help="Features of the frame similarity: cheap or clip.")] = "cheap",
-    vocals: Annotated[str, typer.Option(help="Vocal removal: classic or demucs.")] = "classic",
+    vocals: Annotated[
+        str,
+        typer.Option(
+            help="Vocal removal: demucs, which needs weights ('vmas weights list'), or classic, its offline stand-in,"
+            " which leaves part of the voices and harms the music; --skip vocals leaves the sound as it is."
+        ),
+    ] = "classic",
     genre: Annotated[str, typer.Option(help="Genres: tagger or clap.")] = "tagger",
     val: Annotated[int, typer.Option(min=0, help="Videos held out for validation (paper: 1120).")] = 0,
     test: Annotated[int, typer.Option(min=0, help="Videos held out for testing (paper: 1086).")] = 0,
@@ -72,11 +81,12 @@ def build(
     from vmas.dataset.build import build as build_dataset
     from vmas.dataset.manifest import read_manifest
     from vmas.dataset.stages import Options
+    from vmas.metrics.similarity import THRESHOLD
 
     options = Options(
         config.load(profile),
         tuple(sorted(set(skip or []))),
-        threshold=threshold,
+        threshold=THRESHOLD if threshold is None else threshold,
         frames=frames,
         vocals=vocals,
         genre=genre,
@@ -88,6 +98,7 @@ def build(
         checkpoints=str(checkpoints) if checkpoints else None,
     )
     videos = read_manifest(manifest, media)
+    options.check(len(videos))
     if dry_run:
         from vmas.dataset.estimate import estimate
 
@@ -164,18 +175,24 @@ def extrapolate(
 
 @app.command(epilog="Example: vmas dataset check disco-mv/train")
 def check(folder: Annotated[Path, typer.Argument(help="A folder of shards, or a built dataset.")]) -> None:
-    """Compare every shard with its sha256; exit code 1 when one is damaged or missing."""
+    """Compare every shard with its sha256; exit code 1 when one is damaged or missing.
+
+    Of a built dataset, a shard that is not there is made again, byte for byte, when the build command is given again.
+    """
     from vmas.dataset import shards
 
     folders = sorted({p.parent for p in folder.glob("*/" + shards.SHARDS)}) or [folder]
     bad = n = 0
     for one in folders:
-        known = shards.read_index(one)[1]
+        known = shards.read_counts(one)
+        built = shards.read_description(one).get("kind") == "built"
         for name, expected in zip(known["shard"], known["sha256"], strict=True):
             n += 1
             if problem := shards.verify_shard(one / name, expected):
                 bad += 1
-                typer.echo(f"{one / name}: {problem}")
+                remedy = "give its build command again" if built else "restore it from a copy"
+                delete = "delete it and " if built and (one / name).exists() else ""
+                typer.echo(f"{one / name}: {problem}; {delete}{remedy}")
     if bad:
         raise DataError(f"{folder}: {bad} of {n} shards are damaged or missing")
     typer.echo(f"{folder}: {n} shards are whole")

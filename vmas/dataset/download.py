@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from vmas.dataset.manifest import SUFFIXES, Video
 from vmas.errors import DataError, UsageError
 
 LOG = "downloads.csv"
+COLUMNS = ("id", "url", "licence", "outcome", "problem")
+HERE, FETCHED, BROKEN = "here", "fetched", "failed"
 REFUSED = 10  # failures one after the other: the site does not want us, and going on makes it worse
 # Clips are made at 224 pixels; a file that needs no joining comes first, since joining needs ffmpeg.
 FORMAT = "b[height<=480][ext=mp4]/b[height<=480]/bv*[height<=480]+ba/b"
@@ -59,6 +61,11 @@ def wanted(videos: Sequence[Video]) -> list[Video]:
     return [v for v in videos if not v.path and address(v)]
 
 
+def _named(videos: Sequence[Video], folder: Path) -> list[Video]:
+    """Rows with an address whose file is or will be in `folder`."""
+    return [v for v in videos if address(v) and (not v.path or Path(v.path).parent == folder.absolute())]
+
+
 def command(video: Video, limits: Limits) -> list[str]:
     """yt-dlp for one video, to be run in the folder that takes the file."""
     return [
@@ -80,10 +87,10 @@ def download(
     say: Callable[[str], None] = lambda _: None,
 ) -> Counter[str]:
     """Fetch what `folder` lacks; counts by "here", "fetched" and "failed". `downloads.csv` in the folder says it of
-    every row, with its address and licence.
+    every row that was ever asked for, with its address and licence: a row once fetched stays as it is.
 
     `run(command, folder)` starts a program. Raises UsageError when the extra is missing, DataError when the site
-    refuses ten videos one after the other, or the folder cannot be written.
+    refuses ten videos one after the other, or the folder or its log cannot be read or written.
     """
     if run is None:
         run = _run
@@ -91,19 +98,22 @@ def download(
             raise UsageError("downloading needs yt-dlp: pip install 'vmas[download]'")
     folder, limits = Path(folder), limits or Limits()
     say(note(videos))
-    rows, in_a_row, asked = [], 0, False
+    log, counts, in_a_row, asked = _read_log(folder / LOG), Counter[str](), 0, False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for video in wanted(videos):
-            problem, outcome = "", "here"
+        for video in _named(videos, folder):
+            problem, outcome = "", HERE
             if not _file(video, folder):
                 if asked:
                     pause(limits.pause_s)
                 asked, done = True, run(command(video, limits), folder)
-                outcome = "fetched" if done.returncode == 0 and _file(video, folder) else "failed"
-                problem = "" if outcome == "fetched" else _last_line(done.stderr) or "no file came of it"
-                in_a_row = 0 if outcome == "fetched" else in_a_row + 1
-            rows.append((video.id, address(video), video.licence, outcome, problem))
+                outcome = FETCHED if done.returncode == 0 and _file(video, folder) else BROKEN
+                problem = "" if outcome == FETCHED else _last_line(done.stderr) or "no file came of it"
+                in_a_row = 0 if outcome == FETCHED else in_a_row + 1
+            counts[outcome] += 1
+            if outcome != HERE or log.get(video.id, {}).get("outcome") != FETCHED:
+                row = (video.id, address(video), video.licence, outcome, problem)
+                log[video.id] = dict(zip(COLUMNS, row, strict=True))
             if in_a_row >= REFUSED:
                 raise DataError(
                     f"{REFUSED} videos failed one after the other, the last with: {problem}; try again later"
@@ -111,9 +121,9 @@ def download(
     except OSError as e:
         raise DataError(f"{e.filename or folder}: cannot be written: {e.strerror or e}") from e
     finally:
-        if rows:
-            shards.write_text(folder / LOG, _csv(rows))
-    return Counter(r[3] for r in rows)
+        if counts:
+            shards.write_text(folder / LOG, _csv(log.values()))
+    return counts
 
 
 def note(videos: Sequence[Video]) -> str:
@@ -136,9 +146,24 @@ def _last_line(text: str | None) -> str:
     return next((line[:300] for line in lines if line), "")
 
 
-def _csv(rows) -> str:
+def _read_log(path: Path) -> dict[str, dict[str, str]]:
+    """id → row of the log, {} where there is none. Raises DataError."""
+    try:
+        with open(path, encoding="utf-8", newline="") as f:
+            table = csv.DictReader(f)
+            rows = list(table)
+        if table.fieldnames != [*COLUMNS] or any(None in {*row, *row.values()} for row in rows):
+            raise ValueError("it has other columns")
+        return {row["id"]: row for row in rows}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, csv.Error) as e:
+        raise DataError(f"{path}: is no log of downloads: {e}; move it elsewhere") from e
+
+
+def _csv(rows: Iterable[dict[str, str]]) -> str:
     out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(("id", "url", "licence", "outcome", "problem"))
+    table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    table.writeheader()
     table.writerows(rows)
     return out.getvalue()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmas.dataset.manifest import Video
-from vmas.dataset.stages import SCREEN, Options, segment_starts
+from vmas.dataset.stages import SCREENED, Options, segment_starts
 from vmas.errors import DataError, VmasError
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ GPU_S_PER_VIDEO = {"clip": 0.05}
 # `timings.json` says what another machine needs.
 CORE_S_LOOKED = {"probe": 0.2, "similarity": 18.0, "duplicates": 5.0}
 CORE_S_MADE = {"segments": 226.0, "vocals": 403.0, "genre": 11.0, "tokens": 20.0, "beats": 511.0, "shards": 63.0}
-STAGE_OF = {"demucs": "vocals", "clap": "genre", "encodec": "tokens", "raft": "beats"}
+STAGE_OF = {"clip": "similarity", "demucs": "vocals", "clap": "genre", "encodec": "tokens", "raft": "beats"}
+# Of a stage whose model runs on a GPU a core still has to do: decoding. Similarity is hardly more than that; RAFT's
+# pictures come from `segments`, unless they are of another size and decoded again, which costs as much as there.
+DECODING = {"similarity": CORE_S_LOOKED["similarity"], "beats": CORE_S_MADE["segments"]}
 ALWAYS = ("probe", "segments", "shards")
 
 
@@ -51,18 +54,21 @@ def estimate(videos: Sequence[Video], options: Options) -> str:
     hours = kept * p.clip.seconds / 3600
     size = p.clip.fps * p.clip.img_size**2 * MP4_BYTES + p.clip.sample_rate * FLAC_BYTES
     gigabytes = kept * (size * p.clip.seconds + ARRAY_BYTES) / 1e9
-    models = {"demucs": options.runs("vocals") and options.vocals == "demucs"}
+    models = {"clip": options.runs("similarity") and options.frames == "clip"}
+    models |= {"demucs": options.runs("vocals") and options.vocals == "demucs"}
     models |= {"clap": options.runs("genre") and options.genre == "clap"}
     models |= {"encodec": options.runs("tokens") and p.codec.kind == "encodec"}
     models |= {"raft": options.runs("beats") and p.clip.flow_method == "raft"}
-    gpu = sum(GPU_S_PER_HOUR[m] * hours for m, used in models.items() if used)
-    if options.runs("similarity") and options.frames == "clip":
-        gpu += GPU_S_PER_VIDEO["clip"] * len(videos)
-    on_gpu = {s for m, s in STAGE_OF.items() if models.get(m)}
-    on_gpu |= {"similarity"} if options.frames == "clip" else set()
-    made = {k: s for k, s in CORE_S_MADE.items() if (k in ALWAYS or options.runs(k)) and k not in on_gpu}
-    looked = {k: s for k, s in CORE_S_LOOKED.items() if (k in ALWAYS or options.runs(k)) and k not in on_gpu}
-    core = sum(looked.values()) * len(videos) * mean / 3600 + sum(made.values()) * hours
+    used = [m for m, yes in models.items() if yes]
+    gpu = sum(GPU_S_PER_HOUR.get(m, 0.0) * hours + GPU_S_PER_VIDEO.get(m, 0.0) * len(videos) for m in used)
+    on_gpu = {STAGE_OF[m] for m in used}
+    decoded = {"similarity"} | ({"beats"} if p.clip.flow_size != p.clip.img_size else set())
+
+    def core_s(stages: dict[str, float]) -> float:
+        left = {k: DECODING[k] if k in decoded else 0.0 for k in on_gpu}
+        return sum(left.get(k, s) for k, s in stages.items() if k in ALWAYS or options.runs(k))
+
+    core = core_s(CORE_S_LOOKED) * len(videos) * mean / 3600 + core_s(CORE_S_MADE) * hours
     lines = [
         f"videos        {len(videos)} ({len(here)} on this machine), {len(videos) * mean / 3600:.1f} h ({said})",
         f"clips         {total} of {p.clip.seconds:g} s before the filter",
@@ -99,7 +105,7 @@ def measured(timings: dict[str, Any], source="timings") -> Costs:
         raise DataError(f"{source}: a build that kept nothing says nothing of the costs")
 
     def total(screen: bool, on_gpu: bool) -> float:
-        return sum(s for k, s in seconds.items() if (k in (*SCREEN, "splits")) == screen and (k in gpu) == on_gpu)
+        return sum(s for k, s in seconds.items() if (k in SCREENED) == screen and (k in gpu) == on_gpu)
 
     return Costs(
         total(True, False) / videos,

@@ -11,9 +11,10 @@ from vmas.features import SplitFeatures
 SHARD_SIZE = 256  # clips; 150 MB of the mini profile's frames
 
 
-def write_features(split: SplitFeatures, out, profile: Profile, shard_size: int = SHARD_SIZE) -> Path:
+def write_features(split: SplitFeatures, out, profile: Profile, shard_size: int = SHARD_SIZE, codec: str = "") -> Path:
     """Write frames, tokens (where there are any), flow and beats of a split to the folder `out`; returns it.
 
+    `codec` is the sha256 of the codec that the tokens are of, which training asks for.
     Row i of the index is row i of `split`. A folder that holds the same already stays as it is, so that a
     stopped run is simply given again. Raises DataError for a folder with other shards.
     """
@@ -25,6 +26,8 @@ def write_features(split: SplitFeatures, out, profile: Profile, shard_size: int 
         "content": {k: _sha256(a) for k, a in _arrays(split).items()},
         "ids": sha256(split.ids),
     }
+    if codec:
+        describe["models"] = {shards.TOKENS: codec}
     if shards.begin(out, describe):
         return out
     done = []

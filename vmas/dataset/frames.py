@@ -15,6 +15,7 @@ import numpy as np
 
 from vmas.dataset.fingerprints import MARGINS, PICTURES_S, inner_hashes, picture_hash
 from vmas.errors import DataError, MediaError, UsageError, nearest
+from vmas.metrics.similarity import frame_similarity
 
 if TYPE_CHECKING:
     import av
@@ -158,6 +159,12 @@ def embedder_key(name: str) -> str:
     if name not in EMBEDDERS:
         raise UsageError(f"unknown frame embedder {name!r}: {nearest(name, EMBEDDERS)}")
     return ClipEmbedder.stored_key() if name == "clip" else CheapEmbedder.key
+
+
+def similarity(pictures: np.ndarray, embed: FrameEmbedder) -> float:
+    """Frame similarity of a video by the pictures uint8 [T,size,size,3] that are looked at; 1 for one picture, which
+    has nothing to be compared with and is as still as a video can be."""
+    return frame_similarity(embed(pictures)) if len(pictures) > 1 else 1.0
 
 
 def sample_times(seconds: float, fps: float = FPS, most: int = MOST) -> np.ndarray:

@@ -18,6 +18,7 @@ PROMPT = "This audio is a {} song"
 CLAP_RATE, CLAP_S, SHORTEST_S = 48000, 10.0, 1.0
 CLAP, OFFLINE = "clap_htsat_unfused", "offline use --genre tagger"
 TAGGER = "tagger"  # kind of the checkpoint
+TAGGERS = ("tagger", "clap")
 SMALLEST_VOCABULARY = 50000
 
 
@@ -137,7 +138,7 @@ def build_tagger(name: str, folder=None, device: str = "cpu") -> GenreTagger:
     if name == "clap":
         return ClapGenre(device=device)
     if name != "tagger":
-        raise UsageError(f"unknown genre tagger {name!r}: {nearest(name, ('tagger', 'clap'))}")
+        raise UsageError(f"unknown genre tagger {name!r}: {nearest(name, TAGGERS)}")
     return MiniGenre(folder)
 
 
@@ -146,5 +147,5 @@ def tagger_key(name: str, folder=None) -> str:
     if name == "clap":
         return ClapGenre.stored_key()
     if name != "tagger":
-        raise UsageError(f"unknown genre tagger {name!r}: {nearest(name, ('tagger', 'clap'))}")
+        raise UsageError(f"unknown genre tagger {name!r}: {nearest(name, TAGGERS)}")
     return MiniGenre.stored_key(folder)

@@ -10,12 +10,17 @@
 | source, licence | where the row is from, and under which licence | dataset, license |
 
 The names of DISCO-10M are those of its published tables (Lanzendörfer et al. 2023); other columns are left aside.
+
+A row without id or YouTube address is named by its file, without the suffix. An id holds letters, digits, - and _, and
+other signs become _; where letters are lost so, or files would share a name, a hash of the path (and start) as the
+manifest has them follows the name.
 """
 
 import contextlib
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -42,6 +47,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".m4v")
 _YOUTUBE = re.compile(r"(?:v=|youtu\.be/|/embed/|/shorts/)([A-Za-z0-9_-]{11})")
 MAX_ID = 64  # a clip's id adds its start
+HASH = 8  # characters that tell names apart which would be the same
+SHOWN = 3  # repeated ids that an error names
 ENDS = 1 << 16  # bytes; an mp4's tables lie at one of its ends
 READERS, CHUNK = 16, 4096
 
@@ -67,7 +74,7 @@ def read_manifest(path, media=None) -> list[Video]:
     name no file.
 
     Raises UsageError for another kind of file, DataError for a missing or unreadable one, for rows without an id or
-    with one twice, and for times that are negative or no numbers.
+    with one twice, for ids alone without `media`, and for times that are negative or no numbers.
     """
     path = Path(path)
     table = _read(path)
@@ -83,25 +90,32 @@ def read_manifest(path, media=None) -> list[Video]:
         else [None] * len(table)
         for ours, c in names.items()
     }
-    out, seen = [], {}
-    for i in range(len(table)):
-        one = _video(path, i, {k: v[i] for k, v in columns.items()}, Path(media) if media else None)
-        if one.id in seen:
-            raise DataError(f"{path}: row {i + 1} has the id {one.id} of row {seen[one.id] + 1}")
-        seen[one.id] = i
-        out.append(one)
+
+    def row(i: int) -> dict[str, str]:
+        return {k: "" if v[i] is None else str(v[i]).strip() for k, v in columns.items()}
+
+    given = [_given(path, i, row(i), media is not None) for i in range(len(table))]
+    ids = _ids(given)
+    _refuse_repeated(path, ids)
+    folder = Path(media) if media else None
+    out = [_video(path, i, row(i), given[i][0], ids[i], folder) for i in range(len(table))]
     if not out:
         raise DataError(f"{path}: the manifest has no rows")
     return out
 
 
-def content_sha256(videos: Sequence[Video]) -> list[str]:
+def content_sha256(videos: Sequence[Video], progress: bool = False) -> list[str]:
     """A hash of every row: of what the manifest says, and of the file by name, size and its first and last `ENDS`
-    bytes, so that a moved folder keeps its results and a file that was replaced does not."""
+    bytes, so that a moved folder keeps its results and a file that was replaced does not. `progress` shows a bar."""
+    from tqdm.auto import tqdm
+
     out: list[str] = []
-    with ThreadPoolExecutor(READERS) as pool:  # a network's files take their time to open
+    bar = tqdm(total=len(videos), desc="files", disable=None if progress else True)
+    with bar, ThreadPoolExecutor(READERS) as pool:  # a network's files take their time to open
         for start in range(0, len(videos), CHUNK):
-            out += pool.map(_content, videos[start : start + CHUNK])
+            for one in pool.map(_content, videos[start : start + CHUNK]):
+                out.append(one)
+                bar.update()
     return out
 
 
@@ -131,31 +145,72 @@ def _read(path: Path) -> "pd.DataFrame":
         raise DataError(f"{path}: not a readable manifest: {' '.join(str(e).split())[:200]}") from e
 
 
-def _video(manifest: Path, i: int, row: dict, media: Path | None) -> Video:
-    def text(key: str) -> str:
-        value = row[key]
-        return "" if value is None else str(value).strip()
+def _given(manifest: Path, i: int, row: dict[str, str], media: bool) -> tuple[str, str]:
+    """What row i calls itself, in any letters, and what tells it from others of that name: of a file its whole path
+    and the start."""
+    name, path, url = row["id"], row["path"], row["url"]
+    if name and not (path or url or media):
+        raise DataError(
+            f"{manifest}: row {i + 1} has an id alone, and no path or url: fetch the videos with 'vmas dataset download"
+            f" --manifest {manifest} --to DIR', or name the folder that holds <id>.mp4 with --media DIR"
+        )
+    found = _YOUTUBE.search(url)
+    if name := name or (found[1] if found else ""):
+        return name, name
+    if path:
+        return Path(path).stem, f"{path} {row['start']}".strip()
+    if url:
+        return hashlib.sha1(url.encode()).hexdigest()[:16], url
+    raise DataError(f"{manifest}: row {i + 1} has none of id, path and url")
 
+
+def _ids(given: Sequence[tuple[str, str]]) -> list[str]:
+    """The id of every row, of what `_given` says of it."""
+    # WebDataset cuts an id at its first dot and passes over names that begin with two underscores.
+    plain = [re.sub(r"[^A-Za-z0-9_-]", "_", name)[:MAX_ID] for name, _ in given]
+    plain = [f"v{name}" if name.startswith("__") else name for name in plain]
+    first: dict[str, str] = {}
+    shared = {name for name, (_, one) in zip(plain, given, strict=True) if first.setdefault(name, one) != one}
+
+    def told_apart(name: str, one: str) -> str:
+        return f"{name[: MAX_ID - HASH - 1]}-{hashlib.sha1(one.encode()).hexdigest()[:HASH]}"
+
+    return [
+        name if whole.isascii() and (name not in shared or name == one) else told_apart(name, one)
+        for name, (whole, one) in zip(plain, given, strict=True)
+    ]
+
+
+def _refuse_repeated(manifest: Path, ids: Sequence[str]) -> None:
+    repeated = {name: [] for name, n in Counter(ids).items() if n > 1}
+    if not repeated:
+        return
+    for i, name in enumerate(ids):
+        if name in repeated:
+            repeated[name].append(i + 1)
+    shown = "; ".join(f"{k} in rows {', '.join(map(str, rows))}" for k, rows in [*repeated.items()][:SHOWN])
+    more = f"; and {len(repeated) - SHOWN} more" if len(repeated) > SHOWN else ""
+    raise DataError(
+        f"{manifest}: an id or video comes more than once: {shown}{more}; keep one row of each, or name the rows apart"
+        " in a column id, with start and duration for parts of one video"
+    )
+
+
+def _video(manifest: Path, i: int, row: dict[str, str], given: str, name: str, media: Path | None) -> Video:
     def seconds(key: str) -> float:
         try:
-            value = float(text(key) or 0)
+            value = float(row[key] or 0)
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf"):
             raise DataError(f"{manifest}: row {i + 1}: {key} must be seconds, 0 or more, got {row[key]!r}")
         return value
 
-    name, path, url = text("id"), text("path"), text("url")
+    path, url = row["path"], row["url"]
     found = _YOUTUBE.search(url)
-    name = name or (found[1] if found else "") or Path(path).stem or (hashlib.sha1(url.encode()).hexdigest()[:16])
-    if not (name and (path or url or media)):
-        raise DataError(f"{manifest}: row {i + 1} has no id, or neither path nor url")
-    # WebDataset cuts an id at its first dot; ids differing only in such characters would be refused as doubles.
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:MAX_ID]
-    name = f"v{name}" if name.startswith("__") else name
     file = (manifest.parent / path).absolute() if path else None
     if file is None and media is not None:
         file = next((f for s in SUFFIXES if (f := (media / f"{name}{s}").absolute()).is_file()), None)
-    video = found[1] if found else url or path or name
-    rest = {k: text(k) for k in ("artist", "track", "source", "licence")}
+    video = found[1] if found else url or path or given
+    rest = {k: row[k] for k in ("artist", "track", "source", "licence")}
     return Video(name, str(file or ""), video, url=url, start=seconds("start"), duration=seconds("duration"), **rest)

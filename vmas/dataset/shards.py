@@ -41,6 +41,7 @@ PARTS = ("offset", "size", "crc32")
 BLOCK = 512
 GROUP_ROWS = 8192  # of the index that are held back to be written together
 KEY, JSON = "__key__", "json"
+TOKENS = "tokens"  # in `dataset.json`, "models" says of which codec: the sha256 of its weights
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _SUFFIX = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
@@ -369,26 +370,48 @@ def _tables(shards: Iterable[Shard]) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     return joined([_samples(s) for s in shards], ("shard", "id")), counts
 
 
-def read_index(folder) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+def read_index(folder, columns: Sequence[str] | None = None) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """(samples, shards) of a folder as `write_index` has them; without an index the tar files are read through.
 
-    Raises DataError when there are no shards, or when the index cannot be read or names a file outside the folder.
+    `columns` are those of the samples that are read (default: all), as far as they are there. Raises DataError when
+    there are no shards, or when the index cannot be read or names a file outside the folder.
     """
+    import pyarrow.parquet as pq
+
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        samples, shards = _tables(_read_through(folder))
+        return samples if columns is None else samples[[c for c in samples if c in columns]], shards
+    try:
+        with pq.ParquetFile(folder / INDEX) as index:
+            names = index.schema_arrow.names
+            samples = index.read(names if columns is None else [c for c in names if c in columns]).to_pandas()
+    except (OSError, ValueError) as e:
+        raise DataError(f"{folder / INDEX}: not a readable index; delete it to have it made anew") from e
+    return samples, read_counts(folder)
+
+
+def read_counts(folder) -> "pd.DataFrame":
+    """The shards of `read_index` alone: a row for each with its count, size, sha256 and statistics. Raises as that."""
     import pandas as pd
 
     folder = Path(folder)
     if not (folder / INDEX).is_file():
-        found = sorted(folder.glob("*.tar"))
-        if not found:
-            raise DataError(f"{folder}: holds no shards; make them with 'vmas dataset build'")
-        return _tables(read_mark(p) or index_shard(p) for p in found)
+        return _tables(_read_through(folder))[1]
     try:
-        samples, shards = pd.read_parquet(folder / INDEX), pd.read_parquet(folder / SHARDS)
+        shards = pd.read_parquet(folder / SHARDS)
     except (OSError, ValueError) as e:
-        raise DataError(f"{folder / INDEX}: not a readable index; delete it to have it made anew") from e
+        raise DataError(f"{folder / SHARDS}: not readable; delete it and {INDEX} to have them made anew") from e
     for name in shards["shard"]:
         check_member(name, folder / INDEX)
-    return samples, shards
+    return shards
+
+
+def _read_through(folder: Path) -> list[Shard]:
+    found = sorted(folder.glob("*.tar"))
+    if not found:
+        raise DataError(f"{folder}: holds no shards; make them with 'vmas dataset build'")
+    return [read_mark(p) or index_shard(p) for p in found]
 
 
 def describe(profile: "Profile") -> dict[str, Any]:

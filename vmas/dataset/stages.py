@@ -28,13 +28,14 @@ import numpy as np
 from vmas import paths
 from vmas.config import Profile, sha256
 from vmas.dataset.fingerprints import SOUND_RATE, SOUND_S, Prints, sound_words
-from vmas.dataset.frames import EMBEDDERS, SIZE, FrameEmbedder, build_embedder, embedder_key, watch
-from vmas.dataset.genre import GenreTagger, build_tagger, tagger_key
+from vmas.dataset.frames import EMBEDDERS, SIZE, FrameEmbedder, build_embedder, embedder_key, similarity, watch
+from vmas.dataset.genre import TAGGERS, GenreTagger, build_tagger, tagger_key
 from vmas.dataset.manifest import Video
 from vmas.dataset.shards import JSON, KEY
 from vmas.dataset.splits import QUALITIES, correspondence
-from vmas.dataset.vocals import Separator, build_separator, separator_key
+from vmas.dataset.vocals import SEPARATORS, Separator, build_separator, separator_key
 from vmas.errors import UsageError, nearest
+from vmas.metrics.similarity import THRESHOLD
 
 if TYPE_CHECKING:
     from vmas.codec import Codec
@@ -54,6 +55,7 @@ VERSIONS = {
 }
 SPLITS_VERSION = 2
 SCREEN = ("probe", "similarity", "duplicates")
+SCREENED = (*SCREEN, "splits")  # stages whose time is spent on whole videos
 OPTIONAL = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
 SILENCE = 1e-3  # peak below which a clip holds no music
 SLACK_S = 0.05  # a clip may lack so much at its end: containers round durations
@@ -72,7 +74,7 @@ class Options:
     """What a build depends on, beside the manifest.
 
     skip              stages of OPTIONAL that are left out
-    threshold         largest frame similarity, exclusive (paper: 0.7)
+    threshold         largest frame similarity, exclusive (paper: 0.7); infinite: all pass
     frames            "cheap" or "clip", `vmas.dataset.frames`
     vocals            "classic" or "demucs", `vmas.dataset.vocals`
     genre             "tagger" or "clap", `vmas.dataset.genre`
@@ -85,7 +87,7 @@ class Options:
 
     profile: Profile
     skip: tuple[str, ...] = ()
-    threshold: float = 0.7
+    threshold: float = THRESHOLD
     frames: str = "cheap"
     vocals: str = "classic"
     genre: str = "tagger"
@@ -102,9 +104,25 @@ class Options:
                 raise UsageError(f"stage {s!r} cannot be left out: {nearest(s, OPTIONAL)}")
         if self.shard_size < 1 or min(self.val, self.test, self.clips_per_video) < 0:
             raise UsageError("shard size must be 1 or more; held-out videos and clips per video 0 or more")
+        if not (0 <= self.threshold <= 1 or self.threshold == math.inf):
+            raise UsageError(f"threshold must be a frame similarity from 0 to 1, or inf, got {self.threshold:g}")
+        known = {"frames": EMBEDDERS, "vocals": SEPARATORS, "genre": TAGGERS, "quality": QUALITIES}
+        for name, values in known.items():
+            if (value := getattr(self, name)) not in values:
+                raise UsageError(f"unknown {name} {value!r}: {nearest(value, values)}")
+        if (self.val or self.test) and self.quality == "similarity" and not self.runs("similarity"):
+            raise UsageError(
+                "held-out videos are chosen by their frame similarity, which is left out: give --quality correspondence"
+            )
 
-        if self.quality not in QUALITIES:
-            raise UsageError(f"unknown quality {self.quality!r}: {nearest(self.quality, QUALITIES)}")
+    def check(self, videos: int) -> None:
+        """Raise UsageError when so many videos leave none to train on."""
+        val, test = self.val or 0, self.test or 0
+        if 0 < videos <= val + test:
+            raise UsageError(
+                f"{val} videos for validation and {test} for testing of {videos} leave none to train on: give a smaller"
+                " --val or --test"
+            )
 
     @property
     def scores_correspondence(self) -> bool:
@@ -236,27 +254,22 @@ def look(video: Video, state: State, tools: Tools) -> State:
             raise Rejected("probe", f"shorter than a clip of {o.profile.clip.seconds:g} s", seconds)
     known = {"seconds": round(seconds, 6), "width": info.width, "height": info.height}
     out: State = {"known": known, "seconds": seconds}
-    similarity, duplicates = o.runs("similarity"), o.runs("duplicates")
-    if similarity or duplicates:
-        with tools.timed("similarity" if similarity else "duplicates"):
-            size = EMBEDDERS[o.frames].size if similarity else SIZE
+    compared, duplicates = o.runs("similarity"), o.runs("duplicates")
+    if compared or duplicates:
+        with tools.timed("similarity" if compared else "duplicates"):
+            size = EMBEDDERS[o.frames].size if compared else SIZE
             seen = watch(video.path, size, video.start, seconds, prints=duplicates)
-        out |= {"frames": seen.frames} if similarity else {}
+        out |= {"frames": seen.frames} if compared else {}
         out |= {"prints": (seen.times, seen.hashes, seen.inner)} if duplicates else {}
     return out
 
 
 def judge(video: Video, state: State, tools: Tools) -> State:
     """`known` with the frame similarity. Raises Rejected from the threshold on."""
-    from vmas.metrics.similarity import frame_similarity
-
     if "frames" not in state:
         return state
     with tools.timed("similarity"):
-        frames = state["frames"]
-        # One picture for a whole video: nothing to compare it with, and as still as a video can be.
-        score = frame_similarity(tools.embedder(frames)) if len(frames) > 1 else 1.0
-    score = round(score, 6)
+        score = round(similarity(state["frames"], tools.embedder), 6)
     if not score < tools.options.threshold:
         raise Rejected("similarity", f"frame similarity not below {tools.options.threshold:g}", score)
     rest = {k: v for k, v in state.items() if k != "frames"}
@@ -434,23 +447,10 @@ def _tokens(music: np.ndarray, tools: Tools) -> np.ndarray:
 
 
 def _flow(frames: np.ndarray, method: str) -> np.ndarray:
-    """Mean flow magnitude float32 [T-1] as `vmas.flow` has it, the same to the last bit in every process.
+    """Mean flow magnitude float32 [T-1] as `vmas.flow` has it, Farneback's the same to the last bit everywhere."""
+    from vmas.flow import flow_magnitude, repeatable
 
-    cv2.magnitude is not: it takes other instructions where numpy happened to put an array at another address, and
-    the last bit of the mean follows. What cv2 returns as flow does not depend on that.
-    """
-    import cv2
-
-    from vmas.flow import FARNEBACK, flow_magnitude
-
-    if method != "farneback":
-        return flow_magnitude(frames, method, cache=False)
-    grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
-    out = np.empty(len(grey) - 1, np.float32)
-    for i in range(len(out)):
-        flow = cv2.calcOpticalFlowFarneback(grey[i], grey[i + 1], None, *FARNEBACK)  # type: ignore[arg-type]
-        out[i] = np.sqrt(np.square(flow).sum(-1)).mean(dtype=np.float64)
-    return out
+    return repeatable(frames) if method == "farneback" else flow_magnitude(frames, method, cache=False)
 
 
 def _mp4(frames: np.ndarray, fps: float, crf: int) -> bytes:

@@ -113,7 +113,9 @@ class ShardSource(torch.utils.data.Dataset):
                 raise UsageError(f"unknown field {f!r}: {nearest(f, FIELDS)}")
         if group < 1 or not fields:
             raise UsageError("a source needs at least one field and groups of at least one shard")
-        samples, known = shards.read_index(folder)
+        members = {m for f in fields for wanted in FIELDS[f] for m in wanted}
+        columns = ["shard", "id", *(f"{m}:{part}" for m in members for part in shards.PARTS)]
+        samples, known = shards.read_index(folder, columns)
         self.names: list[str] = known["shard"].tolist()
         self._check_files(known, skip_bad)
         index = samples["shard"].map({n: i for i, n in enumerate(self.names)}).to_numpy(np.int64)

@@ -16,10 +16,10 @@ from vmas.dataset import shards, stages
 from vmas.dataset.stages import OPTIONAL, Options
 from vmas.errors import DataError, UsageError, nearest
 from vmas.experiments import dirty
+from vmas.metrics.similarity import THRESHOLD
 from vmas.training.sources import CorpusData, Further
 
 VERSION = 1  # raised when the same conditions give other clips
-THRESHOLD = 0.7  # section 3
 NEEDED = ("tokens", "beats")  # what training reads, and no filter
 
 
@@ -104,7 +104,7 @@ def build(
 
 def truth(profile: Profile, name: str, workers: int | None = None, progress: bool = True) -> Any:
     """The truth of the clips that a set's shards hold: a table with a row each, in the order of their index."""
-    index = shards.read_index(build(profile, name, workers, progress))[0]
+    index = shards.read_index(build(profile, name, workers, progress), ["video"])[0]
     known = dirty.make(profile, workers, progress, recipe(profile)).truth.set_index("id")
     return known.loc[index["video"]].reset_index()
 
@@ -118,7 +118,7 @@ def rows(profile: Profile, name: str, seed: int, workers: int | None = None, pro
     if chosen.take == "moving":
         found = np.flatnonzero(~(here["static"] | here["near_static"]).to_numpy(bool))
     else:
-        n = len(shards.read_index(build(profile, chosen.like, workers, progress))[0])
+        n = int(shards.read_counts(build(profile, chosen.like, workers, progress))["samples"].sum())
         if n > len(here):
             raise DataError(f"{chosen.like} has {n} clips, more than the {len(here)} to draw from")
         found = np.sort(np.random.default_rng([seed, 91]).permutation(len(here))[:n])
@@ -152,4 +152,4 @@ def load(
     shown = build(profile, name, workers, progress, say)
     first = CorpusData(profile, codec, progress)
     taken = rows(profile, name, seed, workers, progress)
-    return Further(first, profile, shown, key(profile, name, seed), taken)
+    return Further(first, profile, codec, shown, key(profile, name, seed), taken)

@@ -5,6 +5,7 @@ with the truth and counts. Vocal removal is measured on the synthesiser's stems,
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ from vmas.dataset.stages import Options, Tools
 from vmas.dataset.vocals import separator_key
 from vmas.errors import DataError
 from vmas.experiments import dirty, reuploads
-from vmas.metrics.intervals import wilson
+from vmas.metrics.intervals import resamples, wilson
+from vmas.metrics.similarity import THRESHOLD
 
 if TYPE_CHECKING:
     import pandas as pd
 
-THRESHOLD = 0.7  # section 3
 FREE_DB = -20.0  # a soundtrack counts as free of vocals when what is left of the voice lies so far under the music
 HELD_OUT = {"smoke": 2, "mini": 10}  # videos for validation, and as many for testing
 VOICELESS = 40  # clips without a voice on which the harm of its removal is measured
@@ -45,14 +46,15 @@ class Found:
     the files in a split `genre_found` and `removed`, the share of energy that went with the vocals.
     `voices`: one row for every clip with a voice that is not a copy; see `measure_voice`. `harm`: of up to `VOICELESS`
     clips without one, what the removal takes from them; see `measure_harm`. `reuploads`: see `reuploads.found`.
-    `confused`: kind, equal, pairs: how often fingerprints take other content for the same, see `reuploads.confused`.
+    `mistaken`: kind, first, second: ids of files of other content that fingerprints take for the same, see
+    `reuploads.confused`.
     """
 
     files: "pd.DataFrame"
     voices: "pd.DataFrame"
     harm: "pd.DataFrame"
     reuploads: "pd.DataFrame"
-    confused: "pd.DataFrame"
+    mistaken: "pd.DataFrame"
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,15 @@ def run(
         for name, column in values.items():
             files[name] = column
         passed = np.flatnonzero(files["stage"] != "similarity")
-        confused = reuploads.confused(files.iloc[passed], [prints[i] for i in passed])
-        plain = dataclasses.replace(o, threshold=2.0, val=0, test=0)
+        equal, ids = reuploads.confused(files.iloc[passed], [prints[i] for i in passed]), files["id"].to_numpy()[passed]
+        pairs = [(kind, ids[i], ids[j]) for kind, found in equal.items() for i, j in found]
+        plain = dataclasses.replace(o, threshold=math.inf, val=0, test=0)
         tables = (
             files,
             voices(made.truth, profile, o, workers),
             harm(made.truth, profile, o, workers),
             reuploads.found(profile, plain, workers),
-            pd.DataFrame([{"kind": k, "equal": hits, "pairs": n} for k, (hits, n) in confused.items()]),
+            pd.DataFrame(pairs, columns=["kind", "first", "second"]),
         )
         for table, file in zip(tables, kept, strict=True):
             shards.write_parquet(table, file)
@@ -150,7 +153,7 @@ def run(
 
 def costs(made: dirty.Dirty, profile: Profile, checkpoints: str | None = None) -> dict[str, Any]:
     """What every stage of the builder takes on the first `COSTED` clips, in one process: the `timings.json` of that
-    build, with `video_hours` that were screened and `throughput`, hours of video per core-hour of a stage."""
+    build, whose rates (`build.Result.rates`) are also its `throughput`."""
     import json
     import tempfile
 
@@ -161,17 +164,14 @@ def costs(made: dirty.Dirty, profile: Profile, checkpoints: str | None = None) -
     with tempfile.TemporaryDirectory() as out:
         build(videos, out, Options(profile, checkpoints=checkpoints), 1, progress=False)
         timings = json.loads((Path(out) / TIMINGS).read_text(encoding="utf-8"))
-    hours = timings.setdefault("video_hours", len(videos) * profile.clip.seconds / 3600)
-    went = {k: hours if k in (*stages.SCREEN, "splits") else timings["clip_hours"] for k in timings["seconds"]}
-    rates = {k: 3600 * went[k] / s for k, s in timings["seconds"].items() if s}
-    return timings | {"throughput": {k: round(r, 3) for k, r in rates.items()}}
+    return timings | {"throughput": timings["video_hours_per_core_hour"]}
 
 
 def scores(videos: list[Video], o: Options, workers: int) -> dict[str, list]:
     """What `score` says of every video, name → values."""
     from vmas.dataset import pool
 
-    every = dataclasses.replace(o, threshold=2.0, skip=LEFT_OUT)
+    every = dataclasses.replace(o, threshold=math.inf, skip=LEFT_OUT)
     rows = [row for _, row in sorted(pool.run(score, videos, Tools(every), workers), key=lambda r: r[0])]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
@@ -310,10 +310,37 @@ def _share(hits: np.ndarray, among: np.ndarray, seed: int, n: int) -> Share:
         return Share(float("nan"), float("nan"), float("nan"), 0)
     if both in (0, total):
         return Share(both / total, *wilson(both, total), total)
-    times = np.random.default_rng(seed).multinomial(len(hits), np.full(len(hits), 1 / len(hits)), n).astype(float)
+    times = resamples(len(hits), n, seed)
     top, bottom = times @ (hits & among), times @ among
     lo, hi = np.quantile((top / np.maximum(bottom, 1))[bottom > 0], [0.025, 0.975])
     return Share(both / total, float(lo), float(hi), total)
+
+
+def mistaken(content: np.ndarray, equal: np.ndarray, seed: int = 0, n: int = 2000) -> Share:
+    """Share of the pairs of files with other content that are taken for the same; its `n` counts the contents.
+
+    `content` [N] is what each file shows or plays, `equal` int [P,2] the places of the pairs that are taken. A file is
+    in many pairs and its copies are in the same ones, so that it is contents that are drawn, with all their files.
+    Where every case agrees the interval is Wilson's of so many pairs as have no content in common.
+    """
+    _, of, files = np.unique(np.asarray(content), return_inverse=True, return_counts=True)
+    a, b = of[np.asarray(equal, int).reshape(-1, 2)].T
+
+    def pairs(times: np.ndarray) -> np.ndarray:
+        """Pairs with other content among the files of contents that are drawn so often, [...,C]."""
+        drawn = times * files
+        return (drawn.sum(-1) ** 2 - (drawn**2).sum(-1)) / 2
+
+    hits, total = len(a), float(pairs(np.ones(len(files))))
+    if not total:
+        return Share(float("nan"), float("nan"), float("nan"), 0)
+    if hits in (0, total):
+        apart = len(files) // 2
+        return Share(hits / total, *wilson(apart if hits else 0, apart), len(files))
+    times = resamples(len(files), n, seed)
+    top, bottom = (times[:, a] * times[:, b]).sum(1), pairs(times)
+    lo, hi = np.quantile((top / np.maximum(bottom, 1))[bottom > 0], [0.025, 0.975])
+    return Share(hits / total, float(lo), float(hi), len(files))
 
 
 def sweep(similarity: np.ndarray, true: np.ndarray, thresholds: np.ndarray) -> "pd.DataFrame":

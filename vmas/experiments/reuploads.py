@@ -9,8 +9,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vmas.config import Profile
 from vmas.dataset import stages
 from vmas.dataset.fingerprints import Prints, same_picture, same_sound
@@ -68,12 +66,12 @@ def shifted(task: tuple[int, Profile], tools: Tools) -> list[dict[str, Any]]:
     ]
 
 
-def confused(files: "pd.DataFrame", prints: list[Prints]) -> dict[str, tuple[int, int]]:
-    """For "sound" and "picture": (pairs called equal, pairs) among the pairs of `files` that differ in it; the columns
-    picture and sound say what a file shows and plays."""
+def confused(files: "pd.DataFrame", prints: list[Prints]) -> dict[str, list[tuple[int, int]]]:
+    """For "sound" and "picture": the pairs of `files`, by their places, that differ in it and are called equal; the
+    columns picture and sound say what a file shows and plays."""
     out = {}
     for kind, same in (("sound", same_sound), ("picture", same_picture)):
         content = files[kind].to_numpy()
         pairs = [(i, j) for i, j in combinations(range(len(prints)), 2) if content[i] != content[j]]
-        out[kind] = int(np.sum([same(prints[i], prints[j]) for i, j in pairs])), len(pairs)
+        out[kind] = [(i, j) for i, j in pairs if same(prints[i], prints[j])]
     return out

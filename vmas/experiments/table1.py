@@ -92,7 +92,7 @@ def compute(
     clean = _clean(profile, workers, progress)
     boot = {"seed": seed, "n": profile.eval.bootstrap}
     table = [*_corpora(found, clean, profile, boot), *_marks(found, profile, boot)]
-    table += [*_reuploads(found, profile, boot), *_confused(found, profile)]
+    table += [*_reuploads(found, profile, boot), *_confused(found, profile, boot)]
     table += [*_voices(found, profile, boot), *_demucs(profile, boot, say, checkpoints, workers)]
     table += _calibration(profile, say)
     say("what every stage costs")
@@ -141,15 +141,13 @@ def ready(profile: Profile, progress: bool, say: Callable[[str], None], checkpoi
 def _clean(profile: Profile, workers: int | None, progress: bool) -> list[float]:
     """Frame similarity of the mini corpus's test split."""
     from vmas import corpus
-    from vmas.dataset.frames import build_embedder, sample_frames
-    from vmas.metrics.similarity import frame_similarity
 
     folder = paths.corpus(profile.name)
     corpus.make(folder, profile, (SPLIT,), workers, progress=progress)
     df = corpus.load_manifest(folder)
-    embed = build_embedder("cheap")
+    embed = frames.build_embedder("cheap")
     files = [folder / p for p in df[df.split == SPLIT].path]
-    return [round(frame_similarity(embed(sample_frames(f, embed.size))), 6) for f in files]
+    return [round(frames.similarity(frames.sample_frames(f, embed.size), embed), 6) for f in files]
 
 
 def _kinds(files: "pd.DataFrame") -> list[str]:
@@ -236,12 +234,19 @@ def _reuploads(found: filters.Found, profile: Profile, boot: dict) -> list[Row]:
     return out
 
 
-def _confused(found: filters.Found, profile: Profile) -> list[Row]:
-    note = "share of the pairs of files with other content that fingerprints call equal"
+def _confused(found: filters.Found, profile: Profile, boot: dict) -> list[Row]:
+    passed = found.files[found.files["stage"] != "similarity"]
+    place = {name: i for i, name in enumerate(passed["id"])}
     out = []
-    for r in cast(Iterable[Any], found.confused.itertuples()):
-        share = filters.Share(r.equal / max(r.pairs, 1), *intervals.wilson(r.equal, max(r.pairs, 1)), r.pairs)
-        out.append(row("Fingerprints", OTHERS, f"called equal by {r.kind}", "down", share, profile, note))
+    for kind in ("sound", "picture"):
+        taken = found.mistaken[found.mistaken["kind"] == kind]
+        equal = np.array([taken[c].map(place).to_numpy(int) for c in ("first", "second")], int).T
+        got = filters.mistaken(passed[kind].to_numpy(), equal, **boot)
+        note = (
+            "share of the pairs of files with other content that fingerprints call equal; the interval draws what files"
+            " show or play, of which a pair has two"
+        )
+        out.append(row("Fingerprints", OTHERS, f"called equal by {kind}", "down", got, profile, note))
     return out
 
 

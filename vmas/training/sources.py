@@ -65,27 +65,42 @@ class CorpusData:
         return self.splits["train"].frames[:n]
 
 
+def check_codec(folder: Path, codec: Any) -> None:
+    """Raise CheckpointError unless the tokens of the shards in `folder` are of `codec`, by what `dataset.json` says."""
+    from vmas.dataset import shards
+
+    made_by = shards.read_description(folder).get("models", {}).get(shards.TOKENS, "")
+    if not made_by:
+        raise CheckpointError(folder, "does not say which codec its tokens are of", "build it again with this one")
+    if made_by != codec.sha256:
+        raise CheckpointError(folder, "its tokens are of another codec", "build it again with this one")
+
+
 class ShardData:
     """Shards of `folder`/train and `folder`/val, streamed (`vmas dataset build`, `vmas.dataset`).
 
     Raises DataError for a missing folder or clips of another shape than the profile's, CheckpointError when the
-    tokens are of another codec.
+    tokens are of another codec, or nothing says of which.
     """
 
     def __init__(self, profile: Profile, codec: Any, folder):
         self.profile, self.folder = profile, Path(folder)
         self.scenes: tuple[int, ...] = ()  # shards of real videos name no scenes
-        for split in SPLITS:
-            if not (self.folder / split).is_dir():
-                raise DataError(f"{self.folder}: no folder {split}; --data takes what 'vmas dataset build' writes")
+        if not (self.folder / "train").is_dir():
+            raise DataError(f"{self.folder}: no folder train; --data takes what 'vmas dataset build' writes")
+        if not (self.folder / "val").is_dir():
+            raise DataError(
+                f"{self.folder}: no folder val, since its build held no videos out for validation; give that build"
+                " command again with --val N and --update"
+            )
         self.keys = (self._key(),) * 2
         meta = self.vmas("train").meta
+        for split in SPLITS:
+            check_codec(self.folder / split, codec)
         have = (meta["fps"], meta["frame_rate"], meta.get("seconds", profile.clip.seconds))
         need = (profile.clip.fps, profile.codec.frame_rate, profile.clip.seconds)
         if have != need:
             raise DataError(f"{self.folder}: fps, token rate and seconds are {have}, profile {profile.name} has {need}")
-        if meta.get("codec") and meta["codec"] != codec.sha256:
-            raise CheckpointError(self.folder, "its tokens are of another codec", "build them again with this one")
 
     def _open(self, split: str, *fields: str, **options):
         from vmas import dataset
@@ -95,7 +110,7 @@ class ShardData:
     def _key(self) -> str:
         from vmas.dataset import shards
 
-        return sha256([shards.read_index(self.folder / s)[1]["sha256"].tolist() for s in SPLITS])
+        return sha256([shards.read_counts(self.folder / s)["sha256"].tolist() for s in SPLITS])
 
     def motion(self, split: str) -> Source:
         return self._open(split, "frames", "flow")
@@ -128,10 +143,11 @@ class Further:
 
     What starts from the same weights and is judged on the same clips differs by its training clips alone. `rows` int
     [n] are the rows of the shards' index that stage 2 sees (default: all); `key` names them in the folders of its
-    training states.
+    training states. Raises CheckpointError as `check_codec` does.
     """
 
-    def __init__(self, first: Data, profile: Profile, folder, key: str, rows: np.ndarray | None = None):
+    def __init__(self, first: Data, profile: Profile, codec: Any, folder, key: str, rows: np.ndarray | None = None):
+        check_codec(Path(folder), codec)
         self.first, self.profile, self.folder, self.rows = first, profile, Path(folder), rows
         self.scenes, self.keys = first.scenes, (first.keys[0], key)
         self.motion, self.music, self.flow, self.frames = first.motion, first.music, first.flow, first.frames
