@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmas import config, paths
+from vmas import config, paths, records
 from vmas.corpus import GENRES
 from vmas.corpus.sound import render_audio
 from vmas.corpus.spec import sample_spec
@@ -73,7 +73,7 @@ def test_damage_is_deterministic_and_needs_company(music):
         damage.spoil("noise", x[:1], 0.0, genres[:1], RATE)
 
 
-@pytest.mark.parametrize("kind", ["noise", "low-pass", "mixing", "genre"])
+@pytest.mark.parametrize("kind", list(damage.KINDS))
 def test_fad_and_kl_rise_with_damage(music, kind):
     """Few clips: the least level may drown in chance, so the levels from the second on must rise."""
     x, genres = music
@@ -94,6 +94,15 @@ def test_fad_and_kl_rise_with_damage(music, kind):
     assert kls == sorted(kls)
     assert fads[0] > 0
     assert kls[0] > 0
+
+
+def test_fad_and_kl_of_the_record_rise_at_every_level():
+    record = records.read(records.committed("damage", "mini", 0))
+    for kind, (_, levels) in damage.KINDS.items():
+        for metric in ("FAD (real)", "KL"):
+            line = [record.row(s, damage.SPLIT, metric).value for s in
+                    (damage.WHOLE, *(damage.name(kind, x) for x in levels))]  # fmt: skip
+            assert line == sorted(line), (kind, metric, line)
 
 
 def test_verdicts_are_computed_from_the_record():
