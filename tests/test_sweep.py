@@ -116,6 +116,7 @@ def test_a_set_score_is_compared_seed_by_seed(smoke):
     b = [made(s, [0.3, 0.4], fad=f, name="b") for s, f in ((0, 1.5), (1, 3.0), (2, 7.5))]
     fad, _ = assemble.differences(a, b, smoke)
     assert (fad["difference"], fad["seeds"], fad["improvement"]) == (1.0, 3, 0.0)
+    assert 0.5 < fad["improvement_hi"] < 0.6, "none of three seeds still leaves a half open"
     assert fad["hi"] - 1 == pytest.approx(4.302653 * 0.5 / 3**0.5)  # t of two degrees of freedom, gaps .5, 1, 1.5
     alone, _ = assemble.differences(a[:1], b[:1], smoke)
     assert alone["difference"] == 0.5

@@ -10,6 +10,7 @@ from vmas.config import Profile, sha256
 from vmas.errors import DataError
 from vmas.experiments.sweep import Condition
 from vmas.metrics import intervals
+from vmas.metrics.intervals import MeanCI
 from vmas.records import Record, Row
 
 BETTER = {"up": 1, "down": -1}
@@ -66,7 +67,8 @@ def differences(a: Sequence[Record], b: Sequence[Record], profile: Profile) -> l
     One dict a data set and metric: dataset, metric, direction, difference (a - b), lo, hi (95%), seeds, and
     `improvement`, the share of (seed, clip) pairs in which a is better, ties counted half, with `improvement_lo` and
     `improvement_hi`. It speaks of a clip of a training, not of the mean of a training. FAD belongs to a set: its
-    difference is a seed's, the interval Student's t over seeds (None for one), and `improvement` the share of seeds.
+    difference is a seed's, the interval Student's t over seeds (None for one), and `improvement` the share of seeds,
+    with Wilson's interval.
 
     Seeds that one side lacks are left out, and so are those whose two runs began from another stage 1
     (`extra["stage1"]`): they would differ by more than the condition.
@@ -93,7 +95,8 @@ def differences(a: Sequence[Record], b: Sequence[Record], profile: Profile) -> l
             )
             gap = ours - others
             s = intervals.over_seeds(gap)
-            wins = intervals.over_seeds((sign * gap > 0) + 0.5 * (gap == 0))
+            won = float(((sign * gap > 0) + 0.5 * (gap == 0)).sum())
+            wins = MeanCI(won / gap.size, *intervals.wilson(won, gap.size), gap.size, 0)
         found = {
             **{"difference": s.mean, "lo": s.lo, "hi": s.hi, "improvement": wins.mean},
             **{"improvement_lo": np.maximum(0.0, wins.lo), "improvement_hi": np.minimum(1.0, wins.hi)},

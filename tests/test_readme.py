@@ -1,0 +1,102 @@
+"""The numbers that the README tells of the experiments are those of the records."""
+
+import re
+
+import pytest
+
+from vmas import paths
+from vmas.experiments import registry, runner
+from vmas.records import Record
+
+TEST = "corpus, test (stands for DISCO-MV)"
+ALIGN = "MV Align (2025, 9.6 fps)"
+
+
+@pytest.fixture(scope="module")
+def told() -> str:
+    text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    start = text.index("**What the ablation says so far.**")
+    return re.sub(r"\s+", " ", text[start : text.index("stands in `results/mini/PROTOCOL.md`.", start)])
+
+
+@pytest.fixture(scope="module")
+def swept() -> dict[str, Record]:
+    return {name: runner.sweep_record(registry.get(name), "mini") for name in ("table5", "cleaning", "fig6", "fig7")}
+
+
+def share(x: float) -> str:
+    return f"{x:.3f}".removeprefix("0")
+
+
+def value(record: Record, condition: str, metric: str) -> float:
+    labels = dict(
+        zip(record.extra["curves"], dict.fromkeys(r.system for r in record.rows if r.value is not None), strict=True)
+    )
+    return float(record.row(labels[condition], TEST, metric).value or 0)
+
+
+def difference(record: Record, condition: str, metric: str) -> str:
+    found = record.extra["differences"][condition]
+    g = next(g for g in found if (g["dataset"], g["metric"]) == (TEST, metric))
+    return f"(difference {g['difference']:+.1f} [{g['lo']:+.1f}, {g['hi']:+.1f}] over"
+
+
+def test_numbers_of_trainings(told, swept):
+    n = {c: len(seeds) for r in swept.values() for c, seeds in r.extra["seeds"].items()}
+    words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+    few = f"{words[n['baseline']]} of the baseline and of the contrast, {words[n['dirty']]} of both cleaning rows, one of all"
+    assert few in told
+    assert (n["baseline"], n["dirty"]) == (n["contrastive"], n["similarity"])
+    assert {v for c, v in n.items() if c not in ("baseline", "contrastive", "dirty", "similarity")} == {1}
+
+
+def test_contrast(told, swept):
+    r = swept["table5"]
+    fad, align, kl = ([value(r, c, m) for c in ("contrastive", "baseline")] for m in ("FAD (codec)", ALIGN, "KL"))
+    assert f"{fad[0]:.1f} against the baseline's {fad[1]:.1f} {difference(r, 'contrastive', 'FAD (codec)')}" in told
+    assert f"{share(align[0])} against {share(align[1])}, and KL {kl[0]:.2f} against {kl[1]:.2f}" in told
+
+
+def test_beat_weights(told, swept):
+    r = swept["table5"]
+    assert f"FAD {value(r, 'beats', 'FAD (codec)'):.0f}, MV Align {share(value(r, 'beats', ALIGN))}" in told
+    chance = next(x for x in r.rows if (x.system, x.dataset, x.metric) == ("+ beat weighting (literal)", TEST, ALIGN))
+    assert f"at a chance of {share(chance.chance or 0)}" in told
+    (curve,) = r.extra["curves"]["beats"]
+    first, last = curve[0], curve[-1]
+    fall, rise = (f"from {first[k]:.2f} to {last[k]:.2f}" for k in ("L_c", "ce"))
+    assert f"L_c falls {fall} while the cross-entropy rises {rise}" in told
+    over, less = ([value(r, c, m) for m in ("FAD (codec)", ALIGN)] for c in ("normalised", "beta"))
+    assert f"(FAD {over[0]:.1f}, MV Align {share(over[1])}) or with β a tenth ({less[0]:.1f}, {share(less[1])})" in told
+    lowest = {c: min(r.extra["curves"][c][0], key=lambda x: x["loss"])["step"] for c in ("normalised", "beta")}
+    assert set(lowest.values()) == {150}
+    fig2 = runner.obtain("fig2", "mini")
+    weight = float(fig2.row("O > 0 required", "test: P_av", "mean weight").value or 0)
+    assert f"mean weight of {share(weight)} shrinks L_g, so that βL_c weighs {1 / weight:.0f} times as much" in told
+    end, mid = (
+        fig2.row(f"Farneback, δ = 5{which}", "test: P_v against the picture's events", "late by, ms").value
+        for which in ("", ", mid frame")
+    )
+    assert f"beat {end:.0f} ms late; put between them it would be {mid:.0f} ms" in told
+
+
+def test_data_size(told, swept):
+    fad, align = (
+        [value(swept[f], c, m) for c in ("share-10", "share-100")]
+        for f, m in (("fig6", "FAD (codec)"), ("fig7", ALIGN))
+    )
+    assert f"FAD is {fad[0]:.1f} and MV Align {share(align[0])}, with all {fad[1]:.1f} and {share(align[1])}" in told
+    (curve,) = swept["fig6"].extra["curves"]["share-10"]
+    assert f"{curve[0]['ce']:.2f} after {curve[0]['step']} updates, {curve[-1]['ce']:.2f} after 1,500" in told
+
+
+def test_cleaning(told, swept):
+    r = swept["cleaning"]
+    sets = r.extra["sets"]
+    assert f"leaves {sets['Frame similarity < 0.7']['clips']} of {sets['Unfiltered']['clips']:,} dirty clips" in told
+    fad, align = ([value(r, c, m) for c in ("similarity", "dirty")] for m in ("FAD (codec)", ALIGN))
+    seeds = len(r.extra["seeds"]["dirty"])
+    gap = difference(r, "similarity", "FAD (codec)")
+    assert f"FAD is {fad[0]:.1f}, with all {fad[1]:.1f} {gap} {seeds} seeds)" in told
+    assert f"MV Align {share(align[0])} against {share(align[1])}" in told
+    assert {min(run, key=lambda x: x["loss"])["step"] for runs in r.extra["curves"].values() for run in runs} == {150}
