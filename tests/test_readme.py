@@ -44,8 +44,8 @@ def difference(record: Record, condition: str, metric: str) -> str:
 def test_numbers_of_trainings(told, swept):
     n = {c: len(seeds) for r in swept.values() for c, seeds in r.extra["seeds"].items()}
     words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
-    few = f"{words[n['baseline']]} of the baseline and of the contrast, {words[n['dirty']]} of both cleaning rows, one of all"
-    assert few in told
+    few, clean = words[n["baseline"]], words[n["dirty"]]
+    assert f"{few} of the baseline and of the contrast, {clean} of both cleaning rows, one of all" in told
     assert (n["baseline"], n["dirty"]) == (n["contrastive"], n["similarity"])
     assert {v for c, v in n.items() if c not in ("baseline", "contrastive", "dirty", "similarity")} == {1}
 
