@@ -17,18 +17,19 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vmas.config import sha256
 from vmas.dataset import card, dedupe, layout, shards, stages
 from vmas.dataset.layout import LOCK, SPLITS, WORK
-from vmas.dataset.manifest import Video, content_sha256
+from vmas.dataset.manifest import READERS, Video, content_sha256
 from vmas.dataset.pool import Backend, Local
 from vmas.dataset.splits import select
 from vmas.dataset.stages import Options, Tools
-from vmas.dataset.tasks import FAILED, REJECTED, Block, Job, Make, Row, Screen
+from vmas.dataset.tasks import FAILED, NO_FILE, ONCE, REJECTED, TWICE, Block, Job, Make, Row, Screen
 from vmas.errors import DataError
 
 LEDGER, TIMINGS = "rejected.parquet", "timings.json"
@@ -153,15 +154,26 @@ class _Progress:
     failed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, rows: list[Row]) -> None:
+    @property
+    def most(self) -> float:
+        return max(ALWAYS, MAX_FAILED * self.total)
+
+    def add(self, rows: Sequence[Row]) -> None:
         failed = [f"{r.stage}: {r.reason}" for r in rows if r.kind == FAILED]
         if not failed:
             return
         self.failed += len(failed)
         self.reasons.update(failed)
-        if self.failed > max(ALWAYS, MAX_FAILED * self.total):
+        if self.failed > self.most:
             worst = "; ".join(f"{n} x {reason}" for reason, n in self.reasons.most_common(3))
             raise DataError(f"{self.failed} of {self.total} {self.what} failed, more than {MAX_FAILED:.0%}: {worst}")
+
+    def keep(self, rows: Sequence[Row]) -> bool:
+        """Count failures of earlier runs; False, and none is counted, where no run could go on with them."""
+        if self.failed + sum(r.kind == FAILED for r in rows) > self.most:
+            return False
+        self.add(rows)
+        return True
 
 
 @dataclass
@@ -174,15 +186,26 @@ class _Work:
     progress: bool
     result: Result
 
-    def run(self, job: Job, names: Sequence[str], tasks: Sequence[Any], state: _Progress, done: int = 0):
-        """(index, record, its rows of the ledger) of every task, once it is marked. `done` tasks were before."""
+    def run(
+        self,
+        job: Job,
+        names: Sequence[str],
+        tasks: Sequence[Any],
+        state: _Progress,
+        done: int = 0,
+        tried: Callable[[int, str], bool] = lambda i, name: False,
+    ):
+        """(index, record, its rows of the ledger) of every task, once it is marked. `done` tasks were before, and
+        `tried` tells of an item of task i whether it had failed before."""
         from tqdm.auto import tqdm
 
         bar = tqdm(total=done + len(names), initial=done, desc=state.what, disable=None if self.progress else True)
         with bar, contextlib.closing(self.backend.run(job, tasks, self.tools)) as results:
             for i, record in results:
-                shards.write_text(self.record(names[i]), json.dumps(record, sort_keys=True) + "\n")
                 rows = [Row(**r) for r in record["rows"]]
+                rows = [replace(r, tries=TWICE) if r.tries == ONCE and tried(i, r.id) else r for r in rows]
+                record |= {"rows": [asdict(r) for r in rows]}
+                shards.write_text(self.record(names[i]), json.dumps(record, sort_keys=True) + "\n")
                 bar.update()
                 state.add(rows)
                 yield i, record, rows
@@ -201,10 +224,12 @@ def _read(path: Path) -> dict | None:
 def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str, dict]:
     """id → what is known of every video that passes. `keys` id → hash of what that depends on.
 
-    A record holds the videos of one block, and every video whose key is still the same is taken from it.
+    A record holds the videos of one block, and every video whose key is still the same is taken from it. What failed
+    is tried again (`Row.tries`). A video whose file is not here is not sent to anybody.
     """
     known: dict[str, dict] = {}
     gone: dict[str, Row] = {}
+    tried: set[str] = set()
 
     def take(record: dict, rows: list[Row]) -> bool:
         here = [i for i, key in record["keys"].items() if keys.get(i) == key]
@@ -216,19 +241,30 @@ def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str,
 
     for path in sorted((work.out / WORK).glob("screen-*.json")):
         record = _read(path) or {}
-        # What failed may have been the machine's fault: it is tried again.
-        rows = [Row(**r) for r in record.get("rows", ()) if r["kind"] != FAILED]
-        if not record.get("keys") or not take(record, rows):
+        rows = [Row(**r) for r in record.get("rows", ())]
+        if not record.get("keys") or not take(record, [r for r in rows if r.tries in ("", TWICE)]):
             path.unlink()
+            continue
+        tried.update(r.id for r in rows if r.tries == ONCE and keys.get(r.id) == record["keys"][r.id])
+    gone = {i: r for i, r in gone.items() if i not in known}
+    state = _Progress(len(videos), "videos")
+    state.add([r for r in gone.values() if not r.tries])
+    twice = [r for r in gone.values() if r.tries]
+    if not state.keep(twice):
+        tried.update(gone.pop(r.id).id for r in twice)
     left = [v for v in videos if v.id not in known and v.id not in gone]
+    with ThreadPoolExecutor(READERS) as pool:
+        here = dict(zip((v.id for v in left), pool.map(lambda v: Path(v.path).is_file(), left), strict=True))
+    gone.update({v.id: Row(v.id, "probe", REJECTED, "no file on this machine") for v in left if not here[v.id]})
+    left = [v for v in left if here[v.id]]
     blocks = [left[i : i + BLOCK] for i in range(0, len(left), BLOCK)]
     names = [f"screen-{sha256([keys[v.id] for v in b])[:16]}" for b in blocks]
     tasks = [Block(b, {v.id: keys[v.id] for v in b}) for b in blocks]
-    for _, record, rows in work.run(Screen(), names, tasks, _Progress(len(videos), "videos")):
+    for _, record, rows in work.run(Screen(), names, tasks, state, tried=lambda _, name: name in tried):
         take(record, rows)
-    here = [v.id for v in videos]
-    work.result.ledger += [gone[i] for i in here if i in gone]
-    seconds = (known[i]["seconds"] if i in known else gone[i].seconds for i in here)
+    ids = [v.id for v in videos]
+    work.result.ledger += [gone[i] for i in ids if i in gone]
+    seconds = (known[i]["seconds"] if i in known else gone[i].seconds for i in ids)
     work.result.video_hours = sum(seconds) / 3600
     return known
 
@@ -254,6 +290,9 @@ def _make(tasks: layout.Tasks, work: _Work) -> dict[str, list[Path]]:
     """split → finished shards."""
     sizes: dict[int, int] = {}
     rows: dict[int, list[Row]] = {}
+    twice: dict[int, tuple[dict, list[Row]]] = {}
+    tried: set[int] = set()
+    state = _Progress(tasks.clips, "clips")
 
     def take(i: int, record: dict, gone: list[Row]) -> None:
         sizes[i] = record["clips"] - len(gone)
@@ -265,11 +304,25 @@ def _make(tasks: layout.Tasks, work: _Work) -> dict[str, list[Path]]:
         (work.out / split).mkdir(exist_ok=True)
     for i, name in enumerate(tasks.names):
         record = _read(work.record(name))
-        if record is not None and _usable(tasks, i, record):
-            take(i, record, [Row(**r) for r in record["rows"]])
+        if record is None or not _usable(tasks, i, record):
+            continue
+        gone = [Row(**r) for r in record["rows"]]
+        tries = {r.tries for r in gone}
+        if tries & {ONCE, NO_FILE}:
+            tried |= {i} if ONCE in tries else set()
+        elif TWICE in tries:
+            twice[i] = record, gone
+        else:
+            take(i, record, gone)
+            state.add(gone)
+    if state.keep([r for _, gone in twice.values() for r in gone]):
+        for i, found in twice.items():
+            take(i, *found)
+    else:
+        tried.update(twice)
     left = [i for i in range(len(tasks)) if i not in sizes]
     names, chosen = [tasks.names[i] for i in left], layout.Some(tasks, left)
-    for k, record, gone in work.run(Make(), names, chosen, _Progress(tasks.clips, "clips"), len(sizes)):
+    for k, record, gone in work.run(Make(), names, chosen, state, len(sizes), lambda k, _: left[k] in tried):
         take(left[k], record, gone)
     work.result.ledger += [r for i in sorted(rows) for r in rows[i]]
     work.result.clip_hours = tasks.clips * work.tools.options.profile.clip.seconds / 3600
@@ -284,8 +337,8 @@ def _make(tasks: layout.Tasks, work: _Work) -> dict[str, list[Path]]:
 
 
 def _usable(tasks: layout.Tasks, i: int, record: dict) -> bool:
-    """Whether a record is of this very task, without failures, and its shard as it says."""
-    if any(r["kind"] == FAILED for r in record["rows"]) or record["key"] != tasks[i].key:
+    """Whether a record is of this very task, and its shard as it says."""
+    if record["key"] != tasks[i].key:
         return False
     mark = shards.read_mark(tasks.path(i))
     return record["sha256"] == (mark.sha256 if mark else None)

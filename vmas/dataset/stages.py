@@ -222,8 +222,6 @@ def look(video: Video, state: State, tools: Tools) -> State:
     from vmas import media
 
     o = tools.options
-    if not video.path or not Path(video.path).is_file():
-        raise Rejected("probe", "no file on this machine")
     with tools.timed("probe"):
         info = media.probe(video.path)
         if not info.has_video:
@@ -234,7 +232,13 @@ def look(video: Video, state: State, tools: Tools) -> State:
         seconds = min(seconds, video.duration) if video.duration else seconds
         if seconds + SLACK_S < o.profile.clip.seconds:
             raise Rejected("probe", f"shorter than a clip of {o.profile.clip.seconds:g} s", seconds)
-    known = {"seconds": round(seconds, 6), "width": info.width, "height": info.height}
+        # Where the sound ends first, the clips after its end are not begun; the last before it is filled with silence.
+        length, usable = o.profile.clip.seconds, seconds
+        if info.audio_end_s is not None:
+            usable = min(seconds, math.ceil((info.audio_end_s - SLACK_S - video.start) / length) * length)
+        if usable <= 0:
+            raise Rejected("probe", f"its sound ends at {info.audio_end_s:.2f} s, before the part begins")
+    known = {"seconds": round(usable, 6), "width": info.width, "height": info.height}
     out: State = {"known": known, "seconds": seconds}
     similarity, duplicates = o.runs("similarity"), o.runs("duplicates")
     if similarity or duplicates:
