@@ -42,3 +42,20 @@ class Striking(Screen):
 
     def has_models(self, options) -> bool:
         return True
+
+
+def threads(task: bytes, tools) -> list[int]:
+    """Threads of OpenCV, of torch and of every other library, in a process that has begun a job of Ray."""
+    import gc
+
+    import cv2
+    import torch
+    from threadpoolctl import threadpool_info
+
+    from vmas.dataset import cluster
+
+    cv2.setNumThreads(3)
+    torch.set_num_threads(3)
+    cluster._here(task)
+    gc.collect()
+    return [cv2.getNumThreads(), torch.get_num_threads(), *(x["num_threads"] for x in threadpool_info())]

@@ -14,7 +14,6 @@ In memory are the manifest, what the screening found and the ledger, and no clip
 import contextlib
 import fcntl
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from vmas.dataset.splits import select
 from vmas.dataset.stages import Options, Tools
 from vmas.dataset.tasks import FAILED, NO_FILE, ONCE, REJECTED, TWICE, Block, Job, Make, Row, Screen
 from vmas.errors import DataError
+from vmas.pools import cores
 
 LEDGER, TIMINGS = "rejected.parquet", "timings.json"
 BLOCK = 16  # videos that are screened together
@@ -100,7 +100,7 @@ def build(
     """
     out = Path(out).absolute()  # processes elsewhere start in another folder
     if backend is None:
-        backend = Local(workers or (1 if len(videos) <= SMALL else os.cpu_count() or 1))
+        backend = Local(workers or (1 if len(videos) <= SMALL else cores()))
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
         with _locked(out):

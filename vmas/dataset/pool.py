@@ -18,7 +18,7 @@ from vmas.pools import processes
 IN_FLIGHT = 2  # tasks per worker: one at work, one waiting
 TRIES = 3  # how often a pool may die before the run gives up
 _tools: Tools | None = None
-_limits: Any = None
+_for_life = contextlib.ExitStack()
 
 Work = Callable[[Any, Tools], Any]
 Results = Generator[tuple[int, Any], None, None]
@@ -118,10 +118,14 @@ def one_thread(options: Options) -> Iterator[None]:
             torch.set_num_threads(torch_threads)
 
 
+def stay_on_one_thread(options: Options) -> None:
+    """`one_thread` for as long as this process lives; one that nobody holds ends when it is collected."""
+    _for_life.enter_context(one_thread(options))
+
+
 def _begin(options: Options, device: str) -> None:
-    global _tools, _limits
-    _limits = one_thread(options)
-    _limits.__enter__()  # for as long as this process lives
+    global _tools
+    stay_on_one_thread(options)
     _tools = Tools(options, device)
 
 
