@@ -1,5 +1,6 @@
 """The builder when things go wrong or change: kills in every phase, full disks, replaced files, more rows."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -285,8 +286,60 @@ def test_more_rows_are_screened_alone_and_the_bytes_are_those_of_a_new_build(roo
     make(videos, out, root, update=True, clips_per_video=1, test=1)
     assert seen == []
     assert content(out) == content(make(videos, tmp_path / "back", root, clips_per_video=1, test=1).out)
-    make(videos, out, root, update=True, clips_per_video=1)
+    make(videos, out, root, update=True, clips_per_video=1, test=0)
     assert not (out / "test").exists()
+
+
+def splits_of(out: Path) -> dict[str, str]:
+    folders = [out / s for s in ("train", "val", "test") if (out / s).is_dir()]
+    return {v: f.name for f in folders for v in shards.read_index(f)[0]["video"]}
+
+
+def test_an_update_keeps_what_is_held_out(root, videos, tmp_path):
+    out, said, skip = tmp_path / "out", [], FAST
+
+    def update(rows, **numbers) -> dict[str, str]:
+        said.clear()
+        o = options(root, skip=skip, **numbers)
+        done = build(rows, out, o, workers=1, progress=False, say=said.append, update=True)
+        ledger.update({r.id: r.stage for r in done.ledger})
+        said[:] = [line for line in said if "warning" in line]
+        return splits_of(out)
+
+    ledger: dict[str, str] = {}
+    videos = [v for v in videos if v.id != "silent"]  # passes, and has no clip
+    first = update(videos, val=1, test=1)
+    assert (sorted(first.values()), said) == ([*["test"], *["train"] * 5, "val"], [])
+    new = content(out)
+    assert update(videos) == first
+    assert (content(out), said) == (new, [])  # the same build, also without the numbers
+    (out / ".build" / "plan.json").write_text('{"format": 2}')  # of a version that did not keep the numbers there
+    assert (update(videos), said) == (first, [])
+    test, val = ({s: v for v, s in first.items()}[s] for s in ("test", "val"))
+    by_id = {v.id: v for v in videos}
+    more = [Video(f"more{i}", str(video(tmp_path / f"more{i}.mp4", 300 + i)), f"more{i}") for i in range(3)]
+    same_track = dataclasses.replace(more[0], artist="A", track=by_id[test].track)
+    copy = dataclasses.replace(by_id[val], id="first", video="first", artist="", track="")
+    rows = [copy, same_track, more[1], *videos]
+    assert update(rows) == first | {"more1": "train"}
+    assert (ledger["first"], ledger["more0"], said) == ("duplicates", "splits", [])
+    grown = content(out)
+    make(rows, out, root, val=1, test=1)
+    assert content(out) == grown
+    rows = [v for v in rows if v.id not in (test, "more0")]
+    assert update(rows) == {v: s for v, s in first.items() if v != test} | {"more1": "train"}
+    assert said == ["warning: 0 of 1 test videos: too few that were not in train before"]
+    kept = update([*rows, more[2]])
+    assert (kept["more2"], kept[val], kept["more1"], said) == ("test", "val", "train", [])
+    back = update([*rows, more[2], by_id[test]])  # two that were held out, for one place
+    assert sorted((back[test], back["more2"])) == ["test", "train"]
+    assert said == ["warning: videos change their split: 1 from test to train"]
+    two = update([*rows, more[2], by_id[test]], val=2)
+    assert (two[val], list(two.values()).count("val"), list(two.values()).count("test")) == ("val", 2, 1)
+    assert "train to val" in said[0]
+    none = update(rows, val=0, test=0)
+    assert set(none.values()) == {"train"}
+    assert content(out) == content(make(rows, tmp_path / "new", root, val=0, test=0).out)
 
 
 def test_an_update_that_was_stopped_goes_on_and_is_not_whole_meanwhile(plain, root, videos, tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ What is known of a video and every shard is a pure function of the manifest's ro
 and is kept under a hash of them. It is written aside, renamed and then marked, and a restart does what has no mark: a
 run that was killed at any moment ends with the same bytes as one that was not. Only `timings.json` tells them apart.
 A folder can also be brought up to date (`update`): rows that stayed as they were are not screened again, shards of the
-same clips are not made again, and the bytes are those of a build into an empty folder.
+same clips are not made again, and the bytes are those of a build into an empty folder, but for the choice of held-out
+videos, which is kept (`vmas.dataset.splits`).
 
 In memory are the manifest, what the screening found and the ledger, and no clips (`vmas.dataset.layout`).
 """
@@ -26,7 +27,7 @@ from vmas.dataset import card, dedupe, layout, shards, stages
 from vmas.dataset.layout import LOCK, SPLITS, WORK
 from vmas.dataset.manifest import READERS, Video, content_sha256
 from vmas.dataset.pool import Backend, Local
-from vmas.dataset.splits import select
+from vmas.dataset.splits import moved, originals, select
 from vmas.dataset.stages import Options, Tools
 from vmas.dataset.tasks import FAILED, NO_FILE, ONCE, REJECTED, TWICE, Block, Job, Make, Row, Screen
 from vmas.errors import DataError
@@ -91,7 +92,8 @@ def build(
 
     The work is done by `workers` processes of this machine (default: one per core, for a few videos none but this
     one), or where `backend` does it, such as `vmas.dataset.cluster.Ray`; the bytes are the same. With `update` a
-    folder that holds a build of another manifest or other options becomes this one, and keeps what can stay.
+    folder that holds a build of another manifest or other options becomes this one, and keeps what can stay. Its
+    held-out videos stay held out and none comes from train, unless `options` name other numbers than it has.
 
     Leaves `<split>/shard-*.tar` with their indexes, `rejected.parquet` (id, stage, kind, reason, score),
     `dataset_card.md`, `timings.json` (seconds per stage and process) and, last, `dataset.json`. Raises DataError when
@@ -126,22 +128,27 @@ def _locked(out: Path) -> Iterator[None]:
 def _build(
     videos: list[Video], out: Path, options: Options, backend: Backend, device: str, progress: bool, say, update: bool
 ) -> Result:
+    val, test = layout.held_out(out)
+    val, test = val if options.val is None else options.val, test if options.test is None else options.test
+    options = replace(options, val=val, test=test)
     tools = Tools(options, device)
     keys = tools.keys()
     screened_by, made_by = stages.screen_key(options, keys), stages.make_key(options, keys)
     content = dict(zip((v.id for v in videos), content_sha256(videos), strict=True))
     plan = {"screen": screened_by, "make": made_by, "rows": sha256(list(content.values()))}
-    layout.begin(out, plan, update)
+    layout.begin(out, {**plan, "held": [*options.held]}, update)
+    before, since = layout.before(out)
     result = Result(out, len(videos))
     work = _Work(out, tools, backend, progress, result)
     say(f"screening {len(videos)} videos")
     found = _screen(videos, {i: sha256(screened_by, c) for i, c in content.items()}, work)
-    splits = _compare(videos, found, options, result)
+    splits = _compare(videos, found, options, before, result, say)
     say("making clips: " + ", ".join(f"{sum(s == n for s in splits.values())} {n}" for n in SPLITS) + " videos")
     made = _make(layout.Tasks(out, videos, found, splits, content, options, made_by), work)
     if not any(made.values()):
         raise DataError(f"{out}: no clip is left; {result.line()}")
-    _finish(out, videos, options, keys, plan, made, result, device)
+    follows = [since] if any(options.held) and before.val + before.test else []  # else nothing depends on the past
+    _finish(out, videos, options, keys, sha256(plan, *follows), made, result, device)
     return result
 
 
@@ -269,16 +276,24 @@ def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str,
     return known
 
 
-def _compare(videos: list[Video], found: dict[str, dict], options: Options, result: Result) -> dict[str, str]:
+def _compare(
+    videos: list[Video], found: dict[str, dict], options: Options, before: dedupe.Before, result: Result, say
+) -> dict[str, str]:
     """id → split of the videos that stay; the others go to the ledger."""
     here = [v for v in videos if v.id in found]
     known = [dedupe.known_of(v, found[v.id]) for v in here]
     duplicates, group = dedupe.compare(known)
+    duplicates = originals(known, duplicates, before) if any(options.held) else duplicates
     for i in sorted(duplicates):
         reason = f"same picture and sound as {known[duplicates[i]].id}"
         result.ledger.append(Row(known[i].id, "duplicates", REJECTED, reason))
     stay = [i for i in range(len(known)) if i not in duplicates]
-    chosen = select([known[i] for i in stay], [group[i] for i in stay], options.val, options.test)
+    chosen = select([known[i] for i in stay], [group[i] for i in stay], *options.held, before)
+    if line := moved([known[i] for i in stay], chosen, before):
+        say(f"warning: videos change their split: {line}")
+    for split, n in zip(SPLITS[1:], options.held, strict=True):
+        if before.splits and chosen.count(split) < n:
+            say(f"warning: {chosen.count(split)} of {n} {split} videos: too few that were not in train before")
     for i, split in zip(stay, chosen, strict=True):
         if not split:
             reason = "shares source, track, picture or sound with a held-out video"
@@ -344,12 +359,12 @@ def _usable(tasks: layout.Tasks, i: int, record: dict) -> bool:
     return record["sha256"] == (mark.sha256 if mark else None)
 
 
-def _finish(out: Path, videos, options: Options, keys, plan, made, result: Result, device: str) -> None:
+def _finish(out: Path, videos, options: Options, keys, key: str, made, result: Result, device: str) -> None:
     import pandas as pd
 
     describe = shards.describe(options.profile) | {
         "kind": "built",
-        "key": sha256(plan),
+        "key": key,
         "models": keys,
         "stages": {s: v for s, v in stages.VERSIONS.items() if options.runs(s)},
         "clips": result.kept,

@@ -8,7 +8,7 @@ indexed: a cropped copy is met by its sound, and of a held-out video by that vid
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -112,31 +112,49 @@ def compare(known: Sequence[Known]) -> tuple[dict[int, int], list[int]]:
     return duplicates, [root(i) for i in range(len(known))]
 
 
-def hold_out(known: Sequence[Known], group: Sequence[int], val: int, test: int) -> list[str]:
+@dataclass(frozen=True)
+class Before:
+    """What a folder held before an update: `splits` id → "train", "val" or "test", and the numbers of held-out videos
+    that had been asked for."""
+
+    splits: Mapping[str, str] = field(default_factory=dict)
+    val: int = 0
+    test: int = 0
+
+
+def hold_out(
+    known: Sequence[Known], group: Sequence[int], val: int, test: int, before: Before | None = None
+) -> list[str]:
     """Split of each video: "train", "val", "test", or "" for relatives of a held-out video, which no split may hold.
 
     The groups are ranked by their best member; its best alone is held out, to val and test in turn until both are
     full. Ties are broken by the id's sha256, so that the order of the manifest has no say.
+
+    What was held out `before` stays so: of one group that was in both splits the split of its best member, and of
+    more than are asked for the best. What else is asked for comes from groups of which no video was in train; only a
+    number that is raised is filled from all.
     """
-    best: dict[int, int] = {}
-
-    def rank(i: int) -> tuple[float, str]:
-        return -known[i].quality, hashlib.sha256(known[i].id.encode()).hexdigest()
-
-    for i, g in enumerate(group):
-        if g not in best or rank(i) < rank(best[g]):
-            best[g] = i
-    splits = ["train"] * len(known)
+    before = before or Before()
+    was = [before.splits.get(k.id, "") for k in known]
+    ranks = [(-k.quality, hashlib.sha256(k.id.encode()).hexdigest()) for k in known]
+    order = sorted(range(len(known)), key=ranks.__getitem__)
     left = {"val": val, "test": test}
-    chosen: dict[int, tuple[int, str]] = {}
-    for n, i in enumerate(sorted(best.values(), key=rank)):
-        open_ones = [s for s in left if left[s]]
-        if not open_ones:
-            break
-        split = open_ones[n % len(open_ones)]
+    raised = {"val": val > before.val, "test": test > before.test}
+    chosen: dict[int, str] = {}  # group → split
+    held: set[int] = set()
+    for i in order:
+        split = was[i]
+        if split in left and left[split] and chosen.setdefault(group[i], split) == split:
+            left[split] -= 1
+            held.add(i)
+    trained = {group[i] for i in order if was[i] == "train"}
+    n = 0
+    for i in order:
+        open_ones = [s for s in left if left[s] and (raised[s] or group[i] not in trained)]
+        if group[i] in chosen or not open_ones:
+            continue
+        chosen[group[i]] = split = open_ones[n % len(open_ones)]
         left[split] -= 1
-        chosen[group[i]] = i, split
-    for i, g in enumerate(group):
-        if g in chosen:
-            splits[i] = chosen[g][1] if chosen[g][0] == i else ""
-    return splits
+        held.add(i)
+        n += 1
+    return [chosen[g] if i in held else "" if g in chosen else "train" for i, g in enumerate(group)]

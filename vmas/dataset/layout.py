@@ -3,6 +3,7 @@
     DIR/<split>/shard-*.tar, shard-*.json, index.parquet, shards.parquet, dataset.json
     DIR/rejected.parquet, dataset_card.md, timings.json, dataset.json (last: a folder that has it is complete)
     DIR/.build/plan.json, lock, screen-*.json (what is known of some videos), <split>-*.json (a shard is made)
+    DIR/.build/splits.parquet (of an update: in which split each video was before)
 
 Nothing here keeps a clip in memory: tasks are put together and marks are read one at a time.
 """
@@ -15,24 +16,70 @@ from typing import Any
 import numpy as np
 
 from vmas.dataset import shards, stages
+from vmas.dataset.dedupe import Before
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Clip, Options
 from vmas.dataset.tasks import ShardTask
 from vmas.errors import DataError
 
-WORK, LOCK, PLAN = ".build", "lock", "plan.json"
+WORK, LOCK, PLAN, BEFORE = ".build", "lock", "plan.json", "splits.parquet"
 SPLITS = ("train", "val", "test")
-FORMAT = 2
+FORMAT = 3
 FOR_COMPARING = ("pictures", "inner", "sound", "quality")  # what no clip depends on
+
+
+def _plan(out: Path) -> dict[str, Any] | None:
+    """What the folder holds or is going to hold; None where nothing was begun, {} where that cannot be read."""
+    path = out / WORK / PLAN
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        return {}
+
+
+def held_out(out: Path) -> tuple[int, int]:
+    """How many videos the build in the folder holds out for validation and for testing."""
+    val, test = (_plan(out) or {}).get("held") or (len(_videos(out / s)) for s in ("val", "test"))
+    return val, test
+
+
+def _videos(folder: Path) -> list[str]:
+    """The ids of the videos in one split."""
+    import pyarrow.parquet as pq
+
+    path = folder / shards.INDEX
+    return pq.read_table(path, columns=["video"])["video"].unique().to_pylist() if path.is_file() else []
+
+
+def _remember(out: Path) -> None:
+    """Keep what the whole build in the folder has in which split, and what was in a split of earlier ones."""
+    import pandas as pd
+
+    splits = {**before(out)[0].splits, **{v: s for s in SPLITS for v in _videos(out / s)}}
+    val, test = held_out(out)
+    table = pd.DataFrame({"id": list(splits), "split": list(splits.values())}, dtype=str)
+    table.attrs = {"val": val, "test": test, "key": shards.read_description(out).get("key", "")}
+    shards.write_parquet(table, out / WORK / BEFORE)
+
+
+def before(out: Path) -> tuple[Before, str]:
+    """What the folder held before it was last updated, and that build's key ("" for none). Raises DataError."""
+    import pandas as pd
+
+    path = out / WORK / BEFORE
+    if not path.is_file():
+        return Before(), ""
+    try:
+        table = pd.read_parquet(path)
+        splits = dict(zip(table["id"], table["split"], strict=True))
+        return Before(splits, table.attrs["val"], table.attrs["test"]), table.attrs["key"]
+    except (OSError, ValueError, KeyError) as e:
+        raise DataError(f"{path}: is damaged: it says which videos are held out; name another folder") from e
 
 
 def begin(out: Path, plan: dict[str, Any], update: bool) -> None:
     """Make the folder ready for `plan`. Raises DataError when it holds something else and `update` is not given."""
-    path, plan = out / WORK / PLAN, {"format": FORMAT, **plan}
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError:
-        before = {}
+    path, plan, before = out / WORK / PLAN, {"format": FORMAT, **plan}, _plan(out)
     if before is None and (any(out.glob("*/*.tar")) or any(out.glob("*.tar"))):
         raise DataError(f"{out}: holds shards that this command did not make; name another folder")
     if before not in (None, plan):
@@ -41,6 +88,8 @@ def begin(out: Path, plan: dict[str, Any], update: bool) -> None:
                 f"{out}: holds a build of another manifest, other options or models; name another folder,"
                 " or give --update to change this one"
             )
+        if (out / shards.MARK).is_file():  # else it has been remembered when it was last whole
+            _remember(out)
         for folder in (out, *(out / s for s in SPLITS)):  # nobody must take it for whole meanwhile
             _unfinish(folder)
     if before != plan:

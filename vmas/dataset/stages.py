@@ -76,7 +76,7 @@ class Options:
     frames            "cheap" or "clip", `vmas.dataset.frames`
     vocals            "classic" or "demucs", `vmas.dataset.vocals`
     genre             "tagger" or "clap", `vmas.dataset.genre`
-    val, test         videos held out (paper: 1120 and 1086)
+    val, test         videos held out (paper: 1120 and 1086); None = as many as the folder's build, in a new one 0
     quality           what they are chosen by: "similarity" (least) or "correspondence", `vmas.dataset.splits`
     clips_per_video   at most so many, spread over the video; 0 = all
     shard_size        clips that a shard is planned for
@@ -89,8 +89,8 @@ class Options:
     frames: str = "cheap"
     vocals: str = "classic"
     genre: str = "tagger"
-    val: int = 0
-    test: int = 0
+    val: int | None = None
+    test: int | None = None
     quality: str = "similarity"
     clips_per_video: int = 0
     shard_size: int = 256
@@ -100,19 +100,24 @@ class Options:
         for s in self.skip:
             if s not in OPTIONAL:
                 raise UsageError(f"stage {s!r} cannot be left out: {nearest(s, OPTIONAL)}")
-        if self.shard_size < 1 or min(self.val, self.test, self.clips_per_video) < 0:
+        if self.shard_size < 1 or min(*self.held, self.clips_per_video) < 0:
             raise UsageError("shard size must be 1 or more; held-out videos and clips per video 0 or more")
 
         if self.quality not in QUALITIES:
             raise UsageError(f"unknown quality {self.quality!r}: {nearest(self.quality, QUALITIES)}")
 
     @property
+    def held(self) -> tuple[int, int]:
+        """Videos held out for validation and for testing."""
+        return self.val or 0, self.test or 0
+
+    @property
     def scores_correspondence(self) -> bool:
-        return self.quality == "correspondence" and self.val + self.test > 0
+        return self.quality == "correspondence" and any(self.held)
 
     def splits(self) -> list[int]:
         """What a key holds of the choice of held-out videos, where there is one."""
-        return [SPLITS_VERSION] if self.val + self.test > 0 else []
+        return [SPLITS_VERSION] if any(self.held) else []
 
     def runs(self, stage: str) -> bool:
         return stage not in self.skip
@@ -209,6 +214,7 @@ def make_key(options: Options, keys: dict[str, str]) -> str:
     o = options
     versions = {s: v for s, v in VERSIONS.items() if o.runs(s)}
     plain = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name not in ("profile", "checkpoints")}
+    plain |= {"val": o.held[0], "test": o.held[1]}
     p = o.profile
     return sha256(versions, plain, keys, p.clip, p.codec.hop, p.align, *o.splits())
 
