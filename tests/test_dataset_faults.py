@@ -290,6 +290,60 @@ def test_more_rows_are_screened_alone_and_the_bytes_are_those_of_a_new_build(roo
     assert not (out / "test").exists()
 
 
+@pytest.fixture
+def looked(monkeypatch) -> list[str]:
+    """The videos that are decoded to be screened."""
+    seen, look = [], stages.look
+    steps = (lambda v, s, t: seen.append(v.id) or look(v, s, t), *stages.SCREEN_STEPS[1:])
+    monkeypatch.setattr(tasks.Screen, "steps", steps)
+    return seen
+
+
+def times(out: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (out / "train").glob("*.tar")}
+
+
+def test_another_threshold_decodes_nothing_and_makes_the_shards_of_other_clips_alone(
+    plain, root, videos, tmp_path, looked
+):
+    out, new = tmp_path / "out", tmp_path / "new"
+    index = pd.concat([shards.read_index(plain.out / s)[0] for s in ("train", "test")])
+    scores = dict(zip(index["video"], index["similarity"], strict=True))
+    *first, a, b, c, d, e = sorted(videos, key=lambda v: scores.get(v.id, 0))
+    videos, strict = [*first, a, d, e, b, c], scores[d.id]
+    done = make(videos, out, root)
+    before, hours, seconds = times(out), done.video_hours, done.seconds["similarity"]
+    looked.clear()
+    less = make(videos, out, root, update=True, threshold=strict)
+    assert looked == []
+    assert {r.id for r in less.ledger if r.stage == "similarity"} == {d.id, e.id, "still"}
+    assert less.video_hours == pytest.approx(hours)
+    assert less.seconds["similarity"] == pytest.approx(seconds)  # the same videos were looked at
+    stay = {s for s, t in times(out).items() if before[s] == t}
+    assert 0 < len(stay) < len(times(out))
+    fresh = make(videos, new, root, threshold=strict)
+    assert content(out) == content(new)
+    assert less.ledger == fresh.ledger
+    looked.clear()
+    make(videos, out, root, update=True)
+    assert looked == []
+    make(videos, new, root, update=True)  # nothing but the score is known of those that were too similar
+    assert set(looked) == {d.id, e.id}
+    assert content(out) == content(new)
+    kept = times(out)
+    make(videos, out, root, update=True, test=1)
+    assert any(times(out)[s] == t for s, t in kept.items() if s in times(out))
+
+
+def test_seconds_and_hours_are_of_the_same_videos(root, videos, tmp_path):
+    out = tmp_path / "out"
+    every = make(videos, out, root)
+    some = make([v for v in videos if v.id in ("v2", "v5", "still")], out, root, update=True)
+    assert some.video_hours == pytest.approx(every.video_hours * 3 / 10, rel=0.02)
+    for stage in ("probe", "similarity", "duplicates"):
+        assert some.rates[stage] == pytest.approx(every.rates[stage], rel=1e-3)
+
+
 def splits_of(out: Path) -> dict[str, str]:
     folders = [out / s for s in ("train", "val", "test") if (out / s).is_dir()]
     return {v: f.name for f in folders for v in shards.read_index(f)[0]["video"]}

@@ -378,16 +378,26 @@ def test_segments_follow_each_other_and_leave_the_rest_out():
 def test_versions_and_options_are_in_the_keys(monkeypatch):
     o = stages.Options(PROFILE)
     screen, make = stages.screen_key(o, {}), stages.make_key(o, {})
-    assert stages.screen_key(dataclasses.replace(o, threshold=0.8), {}) != screen
+    for changes in (
+        {"threshold": 0.8},
+        {"shard_size": 9},
+        {"val": 1},
+        {"clips_per_video": 1},
+    ):  # which videos and clips
+        other = dataclasses.replace(o, **changes)
+        assert (stages.screen_key(other, {}), stages.make_key(other, {})) == (screen, make)
+        assert stages.plan(other, {}) != stages.plan(o, {})
     assert stages.screen_key(o, {"similarity": "clip"}) != screen
-    assert stages.screen_key(dataclasses.replace(o, shard_size=9), {}) == screen
-    assert stages.make_key(dataclasses.replace(o, shard_size=9), {}) != make
+    assert stages.make_key(o, {"similarity": "clip"}) == make != stages.make_key(o, {"tokens": "codec"})
+    for part, changes in (("clip", {"fps": 5.0}), ("align", {"delta": 9}), ("corpus", {"crf": 40})):
+        profile = dataclasses.replace(PROFILE, **{part: dataclasses.replace(getattr(PROFILE, part), **changes)})
+        assert stages.make_key(dataclasses.replace(o, profile=profile), {}) != make
     held = dataclasses.replace(o, val=1, quality="correspondence")
-    held_screen, held_make = stages.screen_key(held, {}), stages.make_key(held, {})
+    held_screen, held_plan, plan = stages.screen_key(held, {}), stages.plan(held, {}), stages.plan(o, {})
     monkeypatch.setattr(stages, "SPLITS_VERSION", 99)
-    assert (stages.screen_key(o, {}), stages.make_key(o, {})) == (screen, make)
+    assert (stages.screen_key(o, {}), stages.make_key(o, {}), stages.plan(o, {})) == (screen, make, plan)
     assert stages.screen_key(held, {}) != held_screen
-    assert stages.make_key(held, {}) != held_make
+    assert stages.plan(held, {}) != held_plan
     monkeypatch.setitem(stages.VERSIONS, "beats", 99)
     assert stages.screen_key(o, {}) == screen
     assert stages.make_key(o, {}) != make

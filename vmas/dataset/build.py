@@ -133,18 +133,18 @@ def _build(
     options = replace(options, val=val, test=test)
     tools = Tools(options, device)
     keys = tools.keys()
-    screened_by, made_by = stages.screen_key(options, keys), stages.make_key(options, keys)
     content = dict(zip((v.id for v in videos), content_sha256(videos), strict=True))
-    plan = {"screen": screened_by, "make": made_by, "rows": sha256(list(content.values()))}
+    plan = {**stages.plan(options, keys), "rows": sha256(list(content.values()))}
     layout.begin(out, {**plan, "held": [*options.held]}, update)
     before, since = layout.before(out)
     result = Result(out, len(videos))
     work = _Work(out, tools, backend, progress, result)
     say(f"screening {len(videos)} videos")
+    screened_by = stages.screen_key(options, keys)
     found = _screen(videos, {i: sha256(screened_by, c) for i, c in content.items()}, work)
     splits = _compare(videos, found, options, before, result, say)
     say("making clips: " + ", ".join(f"{sum(s == n for s in splits.values())} {n}" for n in SPLITS) + " videos")
-    made = _make(layout.Tasks(out, videos, found, splits, content, options, made_by), work)
+    made = _make(layout.Tasks(out, videos, found, splits, content, options, stages.make_key(options, keys)), work)
     if not any(made.values()):
         raise DataError(f"{out}: no clip is left; {result.line()}")
     follows = [since] if any(options.held) and before.val + before.test else []  # else nothing depends on the past
@@ -231,19 +231,35 @@ def _read(path: Path) -> dict | None:
 def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str, dict]:
     """id → what is known of every video that passes. `keys` id → hash of what that depends on.
 
-    A record holds the videos of one block, and every video whose key is still the same is taken from it. What failed
-    is tried again (`Row.tries`). A video whose file is not here is not sent to anybody.
+    A record holds the videos of one block, and every video whose key is still the same is taken from it, with its part
+    of the seconds. What failed is tried again (`Row.tries`), and so is a video that was too similar and is not by
+    today's threshold, since nothing else is known of it. A video whose file is not here is not sent to anybody.
     """
+    options = work.tools.options
     known: dict[str, dict] = {}
     gone: dict[str, Row] = {}
     tried: set[str] = set()
 
     def take(record: dict, rows: list[Row]) -> bool:
-        here = [i for i, key in record["keys"].items() if keys.get(i) == key]
-        known.update({i: record["known"][i] for i in here if i in record["known"]})
-        gone.update({r.id: r for r in rows if r.id in here})
-        if here:
-            work.result.take(record["seconds"])
+        here = {i for i, key in record["keys"].items() if keys.get(i) == key}
+        before, found = known.keys() | gone.keys(), {i: k for i, k in record["known"].items() if i in here}
+        similar = [
+            Row(i, "similarity", REJECTED, "", k["similarity"], k["seconds"])
+            for i, k in found.items()
+            if "similarity" in k and stages.too_similar(k["similarity"], options)
+        ]
+        known.update({i: k for i, k in found.items() if i not in {r.id for r in similar}})
+        for r in [*similar, *(r for r in rows if r.id in here and r.id not in known)]:
+            if r.stage == "similarity" and r.kind == REJECTED and r.score is not None:
+                r = replace(r, reason=stages.too_similar(r.score, options))
+            if r.reason:
+                gone[r.id] = r
+        lengths = {i: k["seconds"] for i, k in record["known"].items()} | {
+            r["id"]: r["seconds"] for r in record["rows"]
+        }
+        new, total = (known.keys() | gone.keys()) - before, sum(lengths.values())
+        share = sum(lengths[i] for i in new) / total if total else len(new) / max(len(lengths), 1)
+        work.result.take({k: s * share for k, s in record["seconds"].items()})
         return bool(here)
 
     for path in sorted((work.out / WORK).glob("screen-*.json")):

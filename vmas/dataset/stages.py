@@ -54,6 +54,7 @@ VERSIONS = {
 }
 SPLITS_VERSION = 2
 SCREEN = ("probe", "similarity", "duplicates")
+MAKE = ("segments", "vocals", "genre", "tokens", "beats", "shards")
 OPTIONAL = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
 SILENCE = 1e-3  # peak below which a clip holds no music
 SLACK_S = 0.05  # a clip may lack so much at its end: containers round durations
@@ -202,21 +203,32 @@ class Tools:
 
 
 def screen_key(options: Options, keys: dict[str, str]) -> str:
-    """Hash of what the screening of a video depends on."""
-    o = options
+    """Hash of what is found of a video depends on; the threshold is applied to the score that is kept."""
+    return sha256(*_screened_by(options, keys))
+
+
+def _screened_by(o: Options, keys: dict[str, str], *threshold: float) -> list[Any]:
     versions = {s: VERSIONS[s] for s in SCREEN if o.runs(s)}
     quality = [*o.splits(), o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
-    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"), *quality)
+    return [versions, *threshold, o.profile.clip.seconds, keys.get("similarity"), *quality]
 
 
 def make_key(options: Options, keys: dict[str, str]) -> str:
-    """Hash of what a clip depends on: every stage's version and model, the clip's shape and the options of P_av."""
+    """Hash of what a clip of a video depends on: its stages' versions and models, its shape, the options of P_av."""
+    o, p = options, options.profile
+    versions = {s: VERSIONS[s] for s in MAKE if o.runs(s)}
+    return sha256(versions, {s: k for s, k in keys.items() if s in MAKE}, p.clip, p.codec.hop, p.align, p.corpus.crf)
+
+
+def plan(options: Options, keys: dict[str, str]) -> dict[str, str]:
+    """Hashes of all that a build depends on beside its manifest: which videos stay, and what is made of them."""
     o = options
     versions = {s: v for s, v in VERSIONS.items() if o.runs(s)}
     plain = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name not in ("profile", "checkpoints")}
     plain |= {"val": o.held[0], "test": o.held[1]}
     p = o.profile
-    return sha256(versions, plain, keys, p.clip, p.codec.hop, p.align, *o.splits())
+    make = sha256(versions, plain, keys, p.clip, p.codec.hop, p.align, *o.splits())
+    return {"screen": sha256(*_screened_by(o, keys, o.threshold)), "make": make}
 
 
 State = dict[str, Any]
@@ -267,10 +279,15 @@ def judge(video: Video, state: State, tools: Tools) -> State:
         # One picture for a whole video: nothing to compare it with, and as still as a video can be.
         score = frame_similarity(tools.embedder(frames)) if len(frames) > 1 else 1.0
     score = round(score, 6)
-    if not score < tools.options.threshold:
-        raise Rejected("similarity", f"frame similarity not below {tools.options.threshold:g}", score)
+    if reason := too_similar(score, tools.options):
+        raise Rejected("similarity", reason, score)
     rest = {k: v for k, v in state.items() if k != "frames"}
     return rest | {"known": state["known"] | {"similarity": score}}
+
+
+def too_similar(score: float, options: Options) -> str:
+    """Why a video of this frame similarity is left out, "" where it stays."""
+    return "" if score < options.threshold else f"frame similarity not below {options.threshold:g}"
 
 
 def fingerprint(video: Video, state: State, tools: Tools) -> State:
