@@ -403,6 +403,29 @@ def test_versions_and_options_are_in_the_keys(monkeypatch):
     assert stages.make_key(o, {}) != make
 
 
+def test_decoding_is_timed_apart_from_the_models(tmp_path):
+    clip = dataclasses.replace(PROFILE.clip, flow_method="raft", flow_size=PROFILE.clip.img_size + 8)
+    o = options(checkpoints(tmp_path), profile=dataclasses.replace(PROFILE, clip=clip))
+    row, tools = Video("v", str(video(tmp_path / "v.mp4", 0)), "v"), stages.Tools(o)
+    state = stages.look(row, {}, tools)
+    assert tools.take_seconds().keys() == {"probe", "decode"}
+    state = stages.judge(row, state, tools)
+    assert tools.take_seconds().keys() == {"similarity"}
+    tools.raft = lambda frames: np.ones(len(frames) - 1, np.float32)
+    item = stages.Clip(row, 0.0, {})
+    state = stages.decode(item, {}, tools)
+    assert state["frames"].shape[1] == clip.flow_size
+    assert tools.take_seconds().keys() == {"segments", "shards"}
+    state = stages.infer(item, state, tools)
+    assert tools.take_seconds().keys() == {"genre", "tokens", "beats"}
+    stages.finish(item, state, tools)
+    assert tools.take_seconds().keys() == {"onsets", "shards"}
+    (tmp_path / "v.mp4").unlink()
+    with pytest.raises(MediaError), tools.timed("similarity", "decode"):
+        frames.watch(row.path, 64)
+    assert tools.stage == "similarity"  # what the ledger says
+
+
 def known(name, video="", track="", prints=None, quality=0.0):
     return dedupe.Known(name, video or name, track, prints or fingerprints.Prints(), quality)
 

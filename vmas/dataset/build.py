@@ -40,7 +40,6 @@ BLOCK = 16  # videos that are screened together
 MAX_FAILED, ALWAYS = 0.05, 1
 RULE = f"a run stops when more than {ALWAYS} and more than {MAX_FAILED:.0%} of its videos or of its clips fail"
 SMALL = 8  # videos that are done in this process before others have loaded their libraries
-SCREENED = (*stages.SCREEN, "splits")  # stages whose time is spent on whole videos
 
 
 @dataclass
@@ -59,7 +58,7 @@ class Result:
     @property
     def rates(self) -> dict[str, float]:
         """Stage → hours of video that went into its phase, per hour that one core (or GPU) spent in it."""
-        hours = {k: self.video_hours if k in SCREENED else self.clip_hours for k in self.seconds}
+        hours = {k: self.video_hours if k in stages.SCREENED else self.clip_hours for k in self.seconds}
         return {k: round(h * 3600 / self.seconds[k], 3) for k, h in hours.items() if self.seconds[k] > 0}
 
     def line(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmas.dataset.manifest import Video
-from vmas.dataset.stages import SCREEN, Options, segment_starts
+from vmas.dataset.stages import SCREENED, Options, segment_starts
 from vmas.errors import DataError, VmasError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def measured(timings: dict[str, Any], source="timings") -> Costs:
         raise DataError(f"{source}: a build that kept nothing says nothing of the costs")
 
     def total(screen: bool, on_gpu: bool) -> float:
-        return sum(s for k, s in seconds.items() if (k in (*SCREEN, "splits")) == screen and (k in gpu) == on_gpu)
+        return sum(s for k, s in seconds.items() if (k in SCREENED) == screen and (k in gpu) == on_gpu)
 
     return Costs(
         total(True, False) / videos,

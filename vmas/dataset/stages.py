@@ -55,6 +55,8 @@ VERSIONS = {
 SPLITS_VERSION = 2
 SCREEN = ("probe", "similarity", "duplicates")
 MAKE = ("segments", "vocals", "genre", "tokens", "beats", "shards")
+DECODE, ONSETS = "decode", "onsets"  # timed on their own: the cores' part of "similarity" and of "beats"
+SCREENED = (*SCREEN, DECODE, "splits")  # what is timed of whole videos; everything else is of clips
 OPTIONAL = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
 SILENCE = 1e-3  # peak below which a clip holds no music
 SLACK_S = 0.05  # a clip may lack so much at its end: containers round durations
@@ -190,12 +192,14 @@ class Tools:
         return {stage: key() for stage, key in of.items() if self.options.runs(stage)}
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        self.stage, start = stage, time.perf_counter()
+    def timed(self, stage: str, part: str = "") -> Iterator[None]:
+        """The seconds of the block count for the stage, or for a `part` of it with a name of its own: what a model of
+        that stage takes on a GPU must not hold the cores' part."""
+        self.stage, start, name = stage, time.perf_counter(), part or stage
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def take_seconds(self) -> dict[str, float]:
         taken, self.seconds = self.seconds, {}
@@ -260,7 +264,7 @@ def look(video: Video, state: State, tools: Tools) -> State:
     out: State = {"known": known, "seconds": seconds}
     similarity, duplicates = o.runs("similarity"), o.runs("duplicates")
     if similarity or duplicates:
-        with tools.timed("similarity" if similarity else "duplicates"):
+        with tools.timed("similarity" if similarity else "duplicates", DECODE):
             size = EMBEDDERS[o.frames].size if similarity else SIZE
             seen = watch(video.path, size, video.start, seconds, prints=duplicates)
         out |= {"frames": seen.frames} if similarity else {}
@@ -388,10 +392,13 @@ def decode(item: Clip, state: State, tools: Tools) -> State:
     with tools.timed("shards"):
         out["mp4"] = _mp4(frames, clip.fps, p.corpus.crf)
     if tools.options.runs("beats"):
-        with tools.timed("beats"):
-            if clip.flow_size != clip.img_size:
+        if clip.flow_size != clip.img_size:
+            with tools.timed("beats", "segments"):
                 frames = media.read_frames(video.path, clip.fps, clip.flow_size, start_s, clip.seconds)
-            out |= {"frames": frames} if clip.flow_method == "raft" else {"flow": _flow(frames, clip.flow_method)}
+        if clip.flow_method == "raft":
+            return out | {"frames": frames}
+        with tools.timed("beats"):
+            out["flow"] = _flow(frames, clip.flow_method)
     return out
 
 
@@ -434,7 +441,7 @@ def finish(item: Clip, state: State, tools: Tools) -> State:
     if "tokens" in state:
         sample["tokens.npy"] = state["tokens"]
     if "flow" in state:
-        with tools.timed("beats"):
+        with tools.timed("beats", ONSETS):
             flow, rate = state["flow"], p.codec.frame_rate
             P_a = onset_vector(_music(state["pcm"]), p.clip.sample_rate, p.codec.hop, p.num_tokens)
             P_av = align(flow, P_a, p.clip.fps, rate, BeatOptions.from_config(p.align)).P_av

@@ -162,7 +162,7 @@ def costs(made: dirty.Dirty, profile: Profile, checkpoints: str | None = None) -
         build(videos, out, Options(profile, checkpoints=checkpoints), 1, progress=False)
         timings = json.loads((Path(out) / TIMINGS).read_text(encoding="utf-8"))
     hours = timings.setdefault("video_hours", len(videos) * profile.clip.seconds / 3600)
-    went = {k: hours if k in (*stages.SCREEN, "splits") else timings["clip_hours"] for k in timings["seconds"]}
+    went = {k: hours if k in stages.SCREENED else timings["clip_hours"] for k in timings["seconds"]}
     rates = {k: 3600 * went[k] / s for k, s in timings["seconds"].items() if s}
     return timings | {"throughput": {k: round(r, 3) for k, r in rates.items()}}
 
