@@ -15,7 +15,7 @@ from vmas import config, media, weights
 from vmas.corpus import sample_spec
 from vmas.corpus.scene import render_frames
 from vmas.corpus.sound import render_audio
-from vmas.dataset import dedupe, fingerprints, frames, genre, stages, vocals
+from vmas.dataset import dedupe, fingerprints, frames, genre, layout, stages, vocals
 from vmas.dataset.manifest import Video, read_manifest
 from vmas.errors import CheckpointError, DataError, MediaError, UsageError, WeightsUnavailable
 from vmas.metrics.similarity import THRESHOLD, frame_similarity
@@ -377,7 +377,7 @@ def test_segments_follow_each_other_and_leave_the_rest_out():
 
 def test_versions_and_options_are_in_the_keys(monkeypatch):
     o = stages.Options(PROFILE)
-    screen, make = stages.screen_key(o, {}), stages.make_key(o, {})
+    screen, make = layout.screen_key(o, {}), layout.make_key(o, {})
     for changes in (
         {"threshold": 0.8},
         {"shard_size": 9},
@@ -385,22 +385,22 @@ def test_versions_and_options_are_in_the_keys(monkeypatch):
         {"clips_per_video": 1},
     ):  # which videos and clips
         other = dataclasses.replace(o, **changes)
-        assert (stages.screen_key(other, {}), stages.make_key(other, {})) == (screen, make)
-        assert stages.plan(other, {}) != stages.plan(o, {})
-    assert stages.screen_key(o, {"similarity": "clip"}) != screen
-    assert stages.make_key(o, {"similarity": "clip"}) == make != stages.make_key(o, {"tokens": "codec"})
+        assert (layout.screen_key(other, {}), layout.make_key(other, {})) == (screen, make)
+        assert layout.plan(other, {}) != layout.plan(o, {})
+    assert layout.screen_key(o, {"similarity": "clip"}) != screen
+    assert layout.make_key(o, {"similarity": "clip"}) == make != layout.make_key(o, {"tokens": "codec"})
     for part, changes in (("clip", {"fps": 5.0}), ("align", {"delta": 9}), ("corpus", {"crf": 40})):
         profile = dataclasses.replace(PROFILE, **{part: dataclasses.replace(getattr(PROFILE, part), **changes)})
-        assert stages.make_key(dataclasses.replace(o, profile=profile), {}) != make
+        assert layout.make_key(dataclasses.replace(o, profile=profile), {}) != make
     held = dataclasses.replace(o, val=1, quality="correspondence")
-    held_screen, held_plan, plan = stages.screen_key(held, {}), stages.plan(held, {}), stages.plan(o, {})
+    held_screen, held_plan, plan = layout.screen_key(held, {}), layout.plan(held, {}), layout.plan(o, {})
     monkeypatch.setattr(stages, "SPLITS_VERSION", 99)
-    assert (stages.screen_key(o, {}), stages.make_key(o, {}), stages.plan(o, {})) == (screen, make, plan)
-    assert stages.screen_key(held, {}) != held_screen
-    assert stages.plan(held, {}) != held_plan
+    assert (layout.screen_key(o, {}), layout.make_key(o, {}), layout.plan(o, {})) == (screen, make, plan)
+    assert layout.screen_key(held, {}) != held_screen
+    assert layout.plan(held, {}) != held_plan
     monkeypatch.setitem(stages.VERSIONS, "beats", 99)
-    assert stages.screen_key(o, {}) == screen
-    assert stages.make_key(o, {}) != make
+    assert layout.screen_key(o, {}) == screen
+    assert layout.make_key(o, {}) != make
 
 
 def test_decoding_is_timed_apart_from_the_models(tmp_path):

@@ -133,17 +133,17 @@ def _build(
     tools = Tools(options, device)
     keys = tools.keys()
     content = dict(zip((v.id for v in videos), content_sha256(videos), strict=True))
-    plan = {**stages.plan(options, keys), "rows": sha256(list(content.values()))}
+    plan = {**layout.plan(options, keys), "rows": sha256(list(content.values()))}
     layout.begin(out, {**plan, "held": [*options.held]}, update)
     before, since = layout.before(out)
     result = Result(out, len(videos))
     work = _Work(out, tools, backend, progress, result)
     say(f"screening {len(videos)} videos")
-    screened_by = stages.screen_key(options, keys)
+    screened_by = layout.screen_key(options, keys)
     found = _screen(videos, {i: sha256(screened_by, c) for i, c in content.items()}, work)
     splits = _compare(videos, found, options, before, result, say)
     say("making clips: " + ", ".join(f"{sum(s == n for s in splits.values())} {n}" for n in SPLITS) + " videos")
-    made = _make(layout.Tasks(out, videos, found, splits, content, options, stages.make_key(options, keys)), work)
+    made = _make(layout.Tasks(out, videos, found, splits, content, options, layout.make_key(options, keys)), work)
     if not any(made.values()):
         raise DataError(f"{out}: no clip is left; {result.line()}")
     follows = [since] if any(options.held) and before.val + before.test else []  # else nothing depends on the past

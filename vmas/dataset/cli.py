@@ -46,7 +46,9 @@ def build(
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder with codec/ and tagger/; default: the profile's own.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one per core. With 1 a crash is the run's end.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda, for the models.")] = "cpu",
     backend: Annotated[
         str | None, typer.Option(help="local or ray (the extra 'ray'); default: local, and ray with --address.")

@@ -8,6 +8,7 @@
 Nothing here keeps a clip in memory: tasks are put together and marks are read one at a time.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vmas.config import sha256
 from vmas.dataset import shards, stages
 from vmas.dataset.dedupe import Before
 from vmas.dataset.manifest import Video
@@ -26,6 +28,37 @@ WORK, LOCK, PLAN, BEFORE = ".build", "lock", "plan.json", "splits.parquet"
 SPLITS = ("train", "val", "test")
 FORMAT = 3
 FOR_COMPARING = ("pictures", "inner", "sound", "quality")  # what no clip depends on
+
+
+def screen_key(options: Options, keys: dict[str, str]) -> str:
+    """Hash of what is found of a video depends on; the threshold is applied to the score that is kept."""
+    return sha256(*_screened_by(options, keys))
+
+
+def _screened_by(o: Options, keys: dict[str, str], *threshold: float) -> list[Any]:
+    versions = {s: stages.VERSIONS[s] for s in stages.SCREEN if o.runs(s)}
+    quality = [*o.splits(), o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
+    return [versions, *threshold, o.profile.clip.seconds, keys.get("similarity"), *quality]
+
+
+def make_key(options: Options, keys: dict[str, str]) -> str:
+    """Hash of what a clip of a video depends on: its stages' versions and models, its shape, the options of P_av."""
+    o, p = options, options.profile
+    versions = {s: stages.VERSIONS[s] for s in stages.MAKE if o.runs(s)}
+    return sha256(
+        versions, {s: k for s, k in keys.items() if s in stages.MAKE}, p.clip, p.codec.hop, p.align, p.corpus.crf
+    )
+
+
+def plan(options: Options, keys: dict[str, str]) -> dict[str, str]:
+    """Hashes of all that a build depends on beside its manifest: which videos stay, and what is made of them."""
+    o = options
+    versions = {s: v for s, v in stages.VERSIONS.items() if o.runs(s)}
+    plain = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name not in ("profile", "checkpoints")}
+    plain |= {"val": o.held[0], "test": o.held[1]}
+    p = o.profile
+    make = sha256(versions, plain, keys, p.clip, p.codec.hop, p.align, *o.splits())
+    return {"screen": sha256(*_screened_by(o, keys, o.threshold)), "make": make}
 
 
 def _plan(out: Path) -> dict[str, Any] | None:

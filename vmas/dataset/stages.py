@@ -11,7 +11,6 @@ A stage either returns, or raises `Rejected` (the video does not belong in the d
 exception (the builder records it, goes on, and stops when too many do).
 """
 
-import dataclasses
 import io
 import math
 import tempfile
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmas import paths
-from vmas.config import Profile, sha256
+from vmas.config import Profile
 from vmas.dataset.fingerprints import SOUND_RATE, SOUND_S, Prints, sound_words
 from vmas.dataset.frames import EMBEDDERS, SIZE, FrameEmbedder, build_embedder, embedder_key, watch
 from vmas.dataset.genre import GenreTagger, build_tagger, tagger_key
@@ -204,35 +203,6 @@ class Tools:
     def take_seconds(self) -> dict[str, float]:
         taken, self.seconds = self.seconds, {}
         return taken
-
-
-def screen_key(options: Options, keys: dict[str, str]) -> str:
-    """Hash of what is found of a video depends on; the threshold is applied to the score that is kept."""
-    return sha256(*_screened_by(options, keys))
-
-
-def _screened_by(o: Options, keys: dict[str, str], *threshold: float) -> list[Any]:
-    versions = {s: VERSIONS[s] for s in SCREEN if o.runs(s)}
-    quality = [*o.splits(), o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
-    return [versions, *threshold, o.profile.clip.seconds, keys.get("similarity"), *quality]
-
-
-def make_key(options: Options, keys: dict[str, str]) -> str:
-    """Hash of what a clip of a video depends on: its stages' versions and models, its shape, the options of P_av."""
-    o, p = options, options.profile
-    versions = {s: VERSIONS[s] for s in MAKE if o.runs(s)}
-    return sha256(versions, {s: k for s, k in keys.items() if s in MAKE}, p.clip, p.codec.hop, p.align, p.corpus.crf)
-
-
-def plan(options: Options, keys: dict[str, str]) -> dict[str, str]:
-    """Hashes of all that a build depends on beside its manifest: which videos stay, and what is made of them."""
-    o = options
-    versions = {s: v for s, v in VERSIONS.items() if o.runs(s)}
-    plain = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name not in ("profile", "checkpoints")}
-    plain |= {"val": o.held[0], "test": o.held[1]}
-    p = o.profile
-    make = sha256(versions, plain, keys, p.clip, p.codec.hop, p.align, *o.splits())
-    return {"screen": sha256(*_screened_by(o, keys, o.threshold)), "make": make}
 
 
 State = dict[str, Any]

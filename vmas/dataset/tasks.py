@@ -10,7 +10,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ REJECTED, FAILED = "rejected", "failed"
 # What may have failed by the machine's fault: a later run tries it again, after two tries only where the build would
 # stop for it, and always where a machine had no such file.
 ONCE, TWICE, NO_FILE = "once", "twice", "no file"
+KILLED = "the process that read it died: not enough memory, or a broken file"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 STATS = 1  # raised when what a shard's statistics count changes: its mark is then made anew
 
@@ -89,11 +90,21 @@ class Job:
     """One phase of the build. A record holds "rows" of the ledger, "seconds" per stage and what the phase adds."""
 
     steps: tuple[Any, Any, Any]
+    first: str  # its first stage
 
-    def __call__(self, task: Any, tools: Tools) -> dict[str, Any]:
-        """The record of one task, in this process."""
-        outcomes = (through(self.steps, item, {}, tools) for item in task.items)
+    def __call__(self, task: Any, tools: Tools, killers: Collection[str] = ()) -> dict[str, Any]:
+        """The record of one task, in this process. The items that are `killers` have failed before."""
+        outcomes = (
+            Row(name_of(item), self.first, FAILED, KILLED, tries=ONCE)
+            if name_of(item) in killers
+            else through(self.steps, item, {}, tools)
+            for item in task.items
+        )
         return self.gather(task.head, outcomes) | {"seconds": tools.take_seconds()}
+
+    def through(self, item: Item, tools: Tools) -> None:
+        """All steps of one item, for nothing but whether this process survives them."""
+        through(self.steps, item, {}, tools)
 
     def gather(self, head: Any, outcomes: Iterable[Outcome]) -> dict[str, Any]:
         raise NotImplementedError
@@ -103,10 +114,15 @@ class Job:
         raise NotImplementedError
 
 
+def name_of(item: Item) -> str:
+    """The id of a video or clip in the ledger."""
+    return item.id if isinstance(item, Video) else item.name
+
+
 def through(steps, item: Item, outcome: Outcome, tools: Tools) -> Outcome:
     """`outcome` after some steps; what a step raises becomes a line of the ledger. Raises DataError for what is the
     machine's fault and would hit the next item too: a full or broken disk, no memory."""
-    name = item.id if isinstance(item, Video) else item.name
+    name = name_of(item)
     video = item if isinstance(item, Video) else item.video
     try:
         for step in steps:
@@ -157,7 +173,7 @@ def _machines(e: BaseException | None) -> str:
 class Screen(Job):
     """The first phase. The record's "known" is id → what `stages.fingerprint` found, its "keys" the task's head."""
 
-    steps = stages.SCREEN_STEPS
+    steps, first = stages.SCREEN_STEPS, "probe"
 
     def gather(self, head: dict[str, str] | None, outcomes: Iterable[Outcome]) -> dict[str, Any]:
         known, rows = {}, []
@@ -175,7 +191,7 @@ class Screen(Job):
 class Make(Job):
     """The second phase: writes the shard, or none when every clip is left out; "sha256" is then None."""
 
-    steps = stages.CLIP_STEPS
+    steps, first = stages.CLIP_STEPS, "segments"
 
     def gather(self, head: ShardHead, outcomes: Iterable[Outcome]) -> dict[str, Any]:
         rows: list[Row] = []
