@@ -148,6 +148,15 @@ def test_an_index_finds_pairs_with_enough_in_common_however_large_the_bucket(mon
     assert index.pairs().tolist() == [[0, 1], [0, 4], [2, 4]]
     assert index.near(np.array([1 + 16, 9], np.uint64)).tolist() == [0, 4]  # 17 is one bit from 1
     assert dedupe.Index([]).pairs().tolist() == dedupe.Index([]).near(np.zeros(0, np.uint64)).tolist() == []
+    rng = np.random.default_rng(0)
+    many = [np.unique(rng.integers(0, 40, 8).astype(np.uint64)) << np.uint64(27) for _ in range(60)]
+    whole = dedupe.Index(many).pairs().tolist()
+    owners = [(i, j) for i in range(60) for j in range(i + 1, 60)]
+    assert whole == [[i, j] for i, j in owners if len(np.intersect1d(many[i], many[j])) >= dedupe.HITS]
+    monkeypatch.setattr(dedupe, "CHUNK", 7)  # in parts
+    assert dedupe.Index(many).pairs().tolist() == whole
+    top = np.array([2**33 - 1, 2**33 - 2], np.uint64)
+    assert dedupe.Index([top, top]).near(top).tolist() == [0, 1]
     monkeypatch.setattr(dedupe, "CROWD", 1)
     crowd = dedupe.Index([np.array([5, 6], np.uint64)] * 50)
     assert crowd.pairs().tolist() == [[i, i + 1] for i in range(49)]

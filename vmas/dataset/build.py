@@ -9,7 +9,8 @@ A folder can also be brought up to date (`update`): rows that stayed as they wer
 same clips are not made again, and the bytes are those of a build into an empty folder, but for the choice of held-out
 videos, which is kept (`vmas.dataset.splits`).
 
-In memory are the manifest, what the screening found and the ledger, and no clips (`vmas.dataset.layout`).
+In memory are the manifest, what the screening found and the ledger, and no clips (`vmas.dataset.layout`). Fingerprints
+and the indexes that they are compared by lie in the folder while a build runs.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from typing import Any
 
 from vmas.config import sha256
 from vmas.dataset import card, dedupe, layout, shards, stages
+from vmas.dataset.fingerprints import Shelf
 from vmas.dataset.layout import LOCK, SPLITS, WORK
 from vmas.dataset.manifest import READERS, Video, content_sha256
 from vmas.dataset.pool import Backend, Local
@@ -137,11 +139,12 @@ def _build(
     layout.begin(out, {**plan, "held": [*options.held]}, update)
     before, since = layout.before(out)
     result = Result(out, len(videos))
-    work = _Work(out, tools, backend, progress, result)
-    say(f"screening {len(videos)} videos")
-    screened_by = layout.screen_key(options, keys)
-    found = _screen(videos, {i: sha256(screened_by, c) for i, c in content.items()}, work)
-    splits = _compare(videos, found, options, before, result, say)
+    with contextlib.closing(Shelf(out / WORK)) as prints:
+        work = _Work(out, tools, backend, progress, result, prints)
+        say(f"screening {len(videos)} videos")
+        screened_by = layout.screen_key(options, keys)
+        found = _screen(videos, {i: sha256(screened_by, c) for i, c in content.items()}, work)
+        splits = _compare(videos, found, before, work, say)
     say("making clips: " + ", ".join(f"{sum(s == n for s in splits.values())} {n}" for n in SPLITS) + " videos")
     made = _make(layout.Tasks(out, videos, found, splits, content, options, layout.make_key(options, keys)), work)
     if not any(made.values()):
@@ -191,6 +194,7 @@ class _Work:
     backend: Backend
     progress: bool
     result: Result
+    prints: Shelf
 
     def run(
         self,
@@ -247,7 +251,8 @@ def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str,
             for i, k in found.items()
             if "similarity" in k and stages.too_similar(k["similarity"], options)
         ]
-        known.update({i: k for i, k in found.items() if i not in {r.id for r in similar}})
+        stay = found.keys() - {r.id for r in similar}
+        known.update({i: work.prints.put(i, k) for i, k in found.items() if i in stay})
         for r in [*similar, *(r for r in rows if r.id in here and r.id not in known)]:
             if r.stage == "similarity" and r.kind == REJECTED and r.score is not None:
                 r = replace(r, reason=stages.too_similar(r.score, options))
@@ -291,19 +296,18 @@ def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str,
     return known
 
 
-def _compare(
-    videos: list[Video], found: dict[str, dict], options: Options, before: dedupe.Before, result: Result, say
-) -> dict[str, str]:
+def _compare(videos: list[Video], found: dict[str, dict], before: dedupe.Before, work: _Work, say) -> dict[str, str]:
     """id → split of the videos that stay; the others go to the ledger."""
     here = [v for v in videos if v.id in found]
-    known = [dedupe.known_of(v, found[v.id]) for v in here]
-    duplicates, group = dedupe.compare(known)
+    options, result, folder = work.tools.options, work.result, work.out / WORK
+    known = [dedupe.known_of(v, found[v.id], work.prints[v.id]) for v in here]
+    duplicates, group = dedupe.compare(known, folder)
     duplicates = originals(known, duplicates, before) if any(options.held) else duplicates
     for i in sorted(duplicates):
         reason = f"same picture and sound as {known[duplicates[i]].id}"
         result.ledger.append(Row(known[i].id, "duplicates", REJECTED, reason))
     stay = [i for i in range(len(known)) if i not in duplicates]
-    chosen = select([known[i] for i in stay], [group[i] for i in stay], *options.held, before)
+    chosen = select([known[i] for i in stay], [group[i] for i in stay], *options.held, before, folder)
     if line := moved([known[i] for i in stay], chosen, before):
         say(f"warning: videos change their split: {line}")
     for split, n in zip(SPLITS[1:], options.held, strict=True):

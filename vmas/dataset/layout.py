@@ -19,6 +19,7 @@ import numpy as np
 from vmas.config import sha256
 from vmas.dataset import shards, stages
 from vmas.dataset.dedupe import Before
+from vmas.dataset.fingerprints import PACKED
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Clip, Options
 from vmas.dataset.tasks import ShardTask
@@ -27,7 +28,7 @@ from vmas.errors import DataError
 WORK, LOCK, PLAN, BEFORE = ".build", "lock", "plan.json", "splits.parquet"
 SPLITS = ("train", "val", "test")
 FORMAT = 3
-FOR_COMPARING = ("pictures", "inner", "sound", "quality")  # what no clip depends on
+FOR_COMPARING = (*PACKED, "quality")  # what no clip depends on
 
 
 def screen_key(options: Options, keys: dict[str, str]) -> str:

@@ -57,11 +57,11 @@ class Leak:
 class Relatives:
     """Looks up the relatives of single videos among `known`."""
 
-    def __init__(self, known: Sequence[Known]):
+    def __init__(self, known: Sequence[Known], folder=None):
         self.known = known
         self.names = {kind: np.array([getattr(k, kind) for k in known], object) for kind in ("video", "track")}
-        self.pictures = Index([k.prints.picture_keys() for k in known])
-        self.sounds = Index([k.prints.sound_keys() for k in known])
+        self.pictures = Index((k.prints.picture_keys() for k in known), folder)
+        self.sounds = Index((k.prints.sound_keys() for k in known), folder)
         self._found: dict[int, dict[str, np.ndarray]] = {}
 
     def of(self, n: int) -> dict[str, np.ndarray]:
@@ -120,7 +120,7 @@ def moved(known: Sequence[Known], splits: Sequence[str], before: Before) -> str:
 
 
 def select(
-    known: Sequence[Known], group: Sequence[int], val: int, test: int, before: Before | None = None
+    known: Sequence[Known], group: Sequence[int], val: int, test: int, before: Before | None = None, folder=None
 ) -> list[str]:
     """Split of each video as `dedupe.hold_out` has it, after which `leaks` finds none.
 
@@ -129,7 +129,7 @@ def select(
     group = list(group)
     if not val + test:
         return dedupe.hold_out(known, group, val, test, before)
-    relatives = Relatives(known)
+    relatives = Relatives(known, folder)
     while True:
         splits = dedupe.hold_out(known, group, val, test, before)
         found = leaks(known, splits, relatives)
