@@ -245,7 +245,8 @@ def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str,
 
     def take(record: dict, rows: list[Row]) -> bool:
         here = {i for i, key in record["keys"].items() if keys.get(i) == key}
-        before, found = known.keys() | gone.keys(), {i: k for i, k in record["known"].items() if i in here}
+        new = [i for i in here if i not in known and i not in gone]
+        found = {i: k for i, k in record["known"].items() if i in here}
         similar = [
             Row(i, "similarity", REJECTED, "", k["similarity"], k["seconds"])
             for i, k in found.items()
@@ -258,11 +259,10 @@ def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str,
                 r = replace(r, reason=stages.too_similar(r.score, options))
             if r.reason:
                 gone[r.id] = r
-        lengths = {i: k["seconds"] for i, k in record["known"].items()} | {
-            r["id"]: r["seconds"] for r in record["rows"]
-        }
-        new, total = (known.keys() | gone.keys()) - before, sum(lengths.values())
-        share = sum(lengths[i] for i in new) / total if total else len(new) / max(len(lengths), 1)
+        lengths = {i: k["seconds"] for i, k in record["known"].items()}
+        lengths |= {r["id"]: r["seconds"] for r in record["rows"]}
+        mine, total = [lengths[i] for i in new if i in known or i in gone], sum(lengths.values())
+        share = sum(mine) / total if total else len(mine) / max(len(lengths), 1)
         work.result.take({k: s * share for k, s in record["seconds"].items()})
         return bool(here)
 

@@ -71,7 +71,9 @@ def run(work: Work, tasks: Sequence[Any], tools: Tools, workers: int) -> Results
             for i in range(len(tasks)):
                 yield i, work(tasks[i], tools)
         return
-    workers = max(1, min(workers, len(tasks)))
+    workers = min(workers, len(tasks))
+    if not workers:
+        return
     waiting = iter(range(len(tasks)))
     in_flight: set[int] = set()
     starts = 0
