@@ -402,7 +402,7 @@ def _finish(out: Path, videos, options: Options, keys, key: str, made, result: R
         "made_hours": round(result.clip_hours, 6),
         "clip_hours": sum(result.kept.values()) * options.profile.clip.seconds / 3600,
         "bytes": sum(p.stat().st_size for part in made.values() for p in part),
-        "seconds": {k: round(s, 3) for k, s in sorted(result.seconds.items())},
+        "seconds": {k: round(s, 6) for k, s in sorted(result.seconds.items())},
         "video_hours_per_core_hour": dict(sorted(result.rates.items())),
         "gpu": [] if device == "cpu" else options.models(),
     }
