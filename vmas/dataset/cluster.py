@@ -181,7 +181,10 @@ def _records(data) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             batch = next(batches, None)
         except (RayActorError, WorkerCrashedError) as e:
-            raise DataError("a worker process died three times (memory?); run again with fewer workers") from e
+            raise DataError(
+                "a worker process died three times over one block: run again with fewer workers (memory), or with"
+                " --backend local, which finds a file that crashes a decoder and goes on without it"
+            ) from e
         except (RayError, SystemException) as e:
             raise DataError(f"Ray gave up: {' '.join(str(e).split())[-300:]}") from e
         if batch is None:
