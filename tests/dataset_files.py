@@ -10,11 +10,14 @@ import torch
 from vmas import config, media
 from vmas.codec import build_codec, save_codec
 from vmas.corpus import GENRES
+from vmas.dataset.build import build
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Options
 from vmas.embedders.tagger import MiniTagger, TaggerConfig, save_tagger
 
 FPS, SIZE, RATE = 12, 64, 32000
+FAST = ("vocals", "genre", "tokens", "beats")  # left out of most builds
+EVERY = ("similarity", "duplicates", *FAST)
 OUTSIDE = ("timings.json", ".build")  # what may differ from run to run
 PROFILE = config.load(
     "smoke",
@@ -80,6 +83,13 @@ def checkpoints(folder: Path) -> Path:
 def options(root: Path, **changes) -> Options:
     plain = Options(PROFILE, checkpoints=str(root), shard_size=3, skip=("vocals",))
     return dataclasses.replace(plain, **changes)
+
+
+def make(videos: list[Video], out: Path, root: Path, **changes):
+    """A build in this process without the slow stages."""
+    skip = changes.pop("skip", FAST)
+    update = changes.pop("update", False)
+    return build(videos, out, options(root, skip=skip, **changes), workers=1, progress=False, update=update)
 
 
 def content(out: Path) -> dict[str, bytes]:

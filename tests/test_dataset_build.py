@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from dataset_files import PROFILE, broken, content, options, video
-from dataset_work import die, die_once
+from dataset_files import EVERY, PROFILE, broken, content, options, video
+from dataset_work import Lethal, Striking, die, die_once, each_dies_once
 
 import vmas.dataset
 from vmas import cli
@@ -28,6 +28,7 @@ from vmas.dataset import pool, shards, stages
 from vmas.dataset.build import build
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Tools
+from vmas.dataset.tasks import Block, Screen
 from vmas.errors import DataError
 
 HERE = Path(__file__).parent
@@ -222,8 +223,44 @@ def test_a_killed_worker_costs_its_task_another_try(root, tmp_path):
     tools = Tools(options(root, skip=("genre", "tokens")))
     tasks = [(str(tmp_path), i) for i in range(5)]
     assert dict(pool.run(die_once, tasks, tools, workers=2)) == {i: i * i for i in range(5)}
-    with pytest.raises(DataError, match="died three times"):
+    with pytest.raises(DataError, match=r"process that did .* died three times"):
         list(pool.run(die, tasks, tools, workers=2))
+
+
+def test_deaths_of_many_tasks_do_not_add_up(root, tmp_path):
+    tools = Tools(options(root, skip=("genre", "tokens")))
+    tasks = [(str(tmp_path), i) for i in range(6)]
+    assert dict(pool.run(each_dies_once, tasks, tools, workers=2)) == {i: i * i for i in range(6)}
+
+
+def test_a_video_that_kills_its_process_is_a_failure_and_the_rest_goes_on(root, tmp_path):
+    tools = Tools(options(root, skip=("genre", "tokens")))
+    names = [["a", "killer", "b"], ["c", "d"], ["e"], ["f"]]
+    blocks = [Block([Video(n, str(tmp_path / "none"), n) for n in block]) for block in names]
+    found = dict(pool.run(Striking(), blocks, tools, workers=2))
+    assert [sorted(found[i]["known"]) for i in range(4)] == [["a", "b"], ["c", "d"], ["e"], ["f"]]
+    assert [(r["id"], r["stage"], r["kind"], r["reason"]) for f in found.values() for r in f["rows"]] == [
+        ("killer", "probe", "failed", "the process that read it died: not enough memory, or a broken file")
+    ]
+    twins = [Video(n, str(tmp_path / "none"), n) for n in ("killer", "killer2")]
+    with pytest.raises(DataError, match=r"every process that read one of .* files died, the first killer"):
+        list(pool.run(Striking(), [Block(twins)], tools, workers=2))
+
+
+class Dying(pool.Local):
+    """Processes that die of video v3."""
+
+    def run(self, job, tasks, tools):
+        return super().run(Lethal() if isinstance(job, Screen) else job, tasks, tools)
+
+
+def test_a_build_ends_without_the_video_that_kills_its_process(root, videos, tmp_path):
+    some, o = videos[2:6], options(root, skip=EVERY)
+    done = build(some, tmp_path / "out", o, progress=False, backend=Dying(2))
+    assert [r.id for r in done.ledger if r.kind == "failed"] == ["v3"]
+    plain = build([v for v in some if v.id != "v3"], tmp_path / "plain", o, workers=1, progress=False)
+    tars = [{k: v for k, v in content(r.out).items() if k.endswith(".tar")} for r in (done, plain)]
+    assert tars[0] == tars[1]
 
 
 def test_second_run_on_a_folder_refuses(root, videos, tmp_path):

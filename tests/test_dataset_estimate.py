@@ -29,6 +29,12 @@ def test_seconds_are_shared_out_over_videos_hours_and_kinds_of_machine():
     assert (on_cpu.core_s_hour, on_cpu.gpu_s_hour) == (350.0, 0.0)
 
 
+def test_what_the_cores_do_for_a_model_on_a_gpu_is_core_time():
+    seconds = {"probe": 50.0, "decode": 150.0, "similarity": 10.0, "segments": 400.0, "beats": 200.0, "onsets": 30.0}
+    costs = measured(TIMINGS | {"seconds": seconds, "gpu": ["similarity", "beats"]})
+    assert costs == Costs(2.0, 0.1, 215.0, 100.0, 2e6)
+
+
 def test_table_by_hand():
     costs = Costs(core_s_video=3.6, gpu_s_video=0.36, core_s_hour=3600, gpu_s_hour=36, bytes_hour=1e8)
     table = extrapolate(costs, videos=1e6, kept_hours=1e4, nodes=(1, 8), cores=10, gpus=2)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,31 +12,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dataset_files import content, options, video
+from dataset_files import EVERY, FAST, FPS, RATE, broken, content, make, music, options, pictures
 
 import vmas.dataset
-from vmas import cli
+from vmas import cli, media
 from vmas.dataset import manifest, shards, stages, tasks
 from vmas.dataset.build import _Progress, build
-from vmas.dataset.manifest import Video, content_sha256, read_manifest
+from vmas.dataset.manifest import Video, read_manifest
+from vmas.dataset.pool import Local
 from vmas.dataset.stages import Clip, Tools
-from vmas.dataset.tasks import Make, Row, ShardTask, statistics
-from vmas.errors import DataError
+from vmas.dataset.tasks import Make, Row, Screen, ShardTask, statistics
+from vmas.errors import DataError, MediaError
 
 HERE = Path(__file__).parent
-FAST = ("vocals", "genre", "tokens", "beats")
 
 
 @pytest.fixture(scope="module")
 def plain(root, videos, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "out"
     return build(videos, out, options(root, test=1, skip=FAST), workers=1, progress=False)
-
-
-def make(videos, out, root, **changes):
-    skip = changes.pop("skip", FAST)
-    update = changes.pop("update", False)
-    return build(videos, out, options(root, skip=skip, **changes), workers=1, progress=False, update=update)
 
 
 @pytest.mark.slow
@@ -76,6 +71,104 @@ def test_full_disk_in_a_stage_stops_the_run_and_is_no_fault_of_the_clip(
     monkeypatch.undo()
     make(videos, tmp_path / "out", root, test=1)
     assert content(tmp_path / "out") == content(plain.out)
+
+
+class Elsewhere(Local):
+    """A machine that does not see some of the files while it screens."""
+
+    def __init__(self, *lacks: Path):
+        super().__init__(1)
+        object.__setattr__(self, "lacks", lacks)
+
+    def run(self, job, items, tools):
+        hidden = [(p, p.with_suffix(".hidden")) for p in self.lacks if isinstance(job, Screen)]
+        for path, aside in hidden:
+            path.rename(aside)
+        try:
+            yield from super().run(job, items, tools)
+        finally:
+            for path, aside in hidden:
+                aside.rename(path)
+
+
+def test_a_machine_that_lacks_a_file_fails_on_it_and_the_next_run_takes_it(plain, root, videos, tmp_path):
+    o, out = options(root, test=1, skip=FAST), tmp_path / "out"
+    for _ in range(3):  # however often: the file is there
+        done = build(videos, out, o, progress=False, backend=Elsewhere(root / "v2.mp4"))
+        (failed,) = [r for r in done.ledger if r.kind == "failed"]
+        assert (failed.id, failed.stage) == ("v2", "probe")
+        assert re.match(r"FileNotFoundError: v2\.mp4: cannot be read on \S+, .*mount that folder", failed.reason)
+        assert str(root) not in failed.reason
+    assert [r.reason for r in done.ledger if r.id == "missing"] == ["no file on this machine"]
+    with pytest.raises(DataError, match="2 of 13 videos failed, more than 5%"):
+        build(videos, tmp_path / "two", o, progress=False, backend=Elsewhere(root / "v2.mp4", root / "v3.mp4"))
+    make(videos, out, root, test=1)
+    assert content(out) == content(plain.out)
+
+
+def failing(monkeypatch, error: Exception, *names: str) -> list[str]:
+    """Makes the last step of these clips fail; returns the names of those that came so far."""
+    last, came = stages.CLIP_STEPS[-1], []
+
+    def step(item, state, tools):
+        came.append(item.name)
+        if item.name in names:
+            raise error
+        return last(item, state, tools)
+
+    monkeypatch.setattr(Make, "steps", (*stages.CLIP_STEPS[:-1], step))
+    return came
+
+
+def test_a_clip_whose_file_is_at_fault_is_not_tried_again(root, videos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    came = failing(monkeypatch, MediaError(root / "v4.mp4", "is truncated"), "v4-00001500")
+    rows, seen, look = broken(tmp_path, videos, 1), [], stages.look
+    steps = (lambda v, s, t: seen.append(v.id) or look(v, s, t), *stages.SCREEN_STEPS[1:])
+    monkeypatch.setattr(tasks.Screen, "steps", steps)
+    done = make(rows, out, root)
+    assert {r.id for r in done.ledger if r.kind == "failed"} == {"bad0", "v4-00001500"}
+    assert "bad0" in seen
+    first = content(out)
+    came.clear()
+    seen.clear()
+    make(rows, out, root)
+    assert (came, seen, content(out)) == ([], [], first)
+
+
+def test_what_may_be_the_machines_fault_is_tried_twice(plain, root, videos, tmp_path, monkeypatch):
+    out, error = tmp_path / "out", RuntimeError("CUDA error")
+    for clips in (14, 3, 0, 0):  # all of them, those of its shard, none
+        came = failing(monkeypatch, error, "v4-00001500")
+        (failed,) = [r for r in make(videos, out, root, test=1).ledger if r.kind == "failed"]
+        assert failed.id == "v4-00001500"
+        assert len(came) == clips
+    other = tmp_path / "stopped"
+    for _ in range(2):
+        failing(monkeypatch, error, "v4-00001500", "v5-00001500")
+        with pytest.raises(DataError, match="2 of 16 clips failed"):
+            make(videos, other, root, test=1)
+    monkeypatch.undo()
+    make(videos, other, root, test=1)  # what no run could go on with is tried once more
+    assert content(other) == content(plain.out)
+
+
+def test_clips_after_the_end_of_the_sound_are_not_begun(root, tmp_path):
+    rows = []
+    for name, seconds in (("whole", 4.0), ("half", 2.0), ("short", 1.2)):
+        path = media.write_clip(tmp_path / f"{name}.mp4", pictures(1), FPS, music(1, seconds), RATE)
+        rows.append(Video(name, str(path), name))
+    rows.append(Video("after", str(tmp_path / "short.mp4"), "after", start=2.0))
+    done = make(rows, tmp_path / "out", root, skip=EVERY)
+    samples = shards.read_index(done.out / "train")[0]
+    assert samples.groupby("video")["start_s"].apply(list).to_dict() == {
+        "whole": [0, 1.5],
+        "half": [0, 1.5],  # half a second of sound, then silence
+        "short": [0],
+    }
+    assert [(r.id, r.stage, r.kind, r.reason) for r in done.ledger] == [
+        ("after", "probe", "rejected", "its sound ends at 1.20 s, before the part begins")
+    ]
 
 
 def test_what_is_the_machines_fault_is_found_in_the_cause():
@@ -147,21 +240,6 @@ def test_nullable_columns_of_a_parquet_manifest(tmp_path):
     assert (b.id, b.artist, b.start, b.duration) == ("b", "x", 2.0, 0.0)
 
 
-def test_a_file_replaced_by_one_of_equal_size_is_another_row(plain, root, videos, tmp_path):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    shutil.copytree(root, folder)
-    rows = read_manifest(folder / "videos.csv")
-    assert content_sha256(rows) == content_sha256(videos)  # a moved folder keeps its results
-    assert content_sha256(rows, progress=True) == content_sha256(rows)
-    shutil.copytree(plain.out, out)
-    data = (folder / "v0.mp4").read_bytes()
-    (folder / "v0.mp4").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    changed = [v.id for v, a, b in zip(rows, content_sha256(rows), content_sha256(videos), strict=True) if a != b]
-    assert changed == ["v0"]
-    with pytest.raises(DataError, match="another manifest"):
-        make(rows, out, root, test=1)
-
-
 def test_a_build_says_that_it_reads_the_files_before_it_does(root, videos, tmp_path, monkeypatch):
     said, before = [], []
     real = manifest._content
@@ -169,43 +247,6 @@ def test_a_build_says_that_it_reads_the_files_before_it_does(root, videos, tmp_p
     build(videos[:3], tmp_path / "out", options(root, skip=FAST), workers=1, progress=False, say=said.append)
     assert said[0].startswith("reading both ends of 3 files")
     assert before == [1, 1, 1]
-
-
-def test_more_rows_are_screened_alone_and_the_bytes_are_those_of_a_new_build(root, videos, tmp_path, monkeypatch):
-    for i in range(2):
-        video(tmp_path / f"more{i}.mp4", 300 + i)
-    more = [*videos, *(Video(f"more{i}", str(tmp_path / f"more{i}.mp4"), f"more{i}") for i in range(2))]
-    out = tmp_path / "out"
-    make(videos, out, root)
-    before = (out / "train" / "shard-000000.tar").stat().st_mtime_ns
-    seen, look = [], stages.look
-    steps = (lambda v, s, t: seen.append(v.id) or look(v, s, t), *stages.SCREEN_STEPS[1:])
-    monkeypatch.setattr(tasks.Screen, "steps", steps)
-    with pytest.raises(DataError, match="give --update"):
-        make(more, out, root)
-    assert make(more, out, root, update=True).kept["train"] == 18
-    assert seen == ["more0", "more1"]
-    assert (out / "train" / "shard-000000.tar").stat().st_mtime_ns == before
-    assert content(out) == content(make(more, tmp_path / "new", root).out)
-    # And back, with other clips: nothing of what was more stays, nothing is screened.
-    seen.clear()
-    make(videos, out, root, update=True, clips_per_video=1, test=1)
-    assert seen == []
-    assert content(out) == content(make(videos, tmp_path / "back", root, clips_per_video=1, test=1).out)
-    make(videos, out, root, update=True, clips_per_video=1)
-    assert not (out / "test").exists()
-
-
-def test_an_update_that_was_stopped_goes_on_and_is_not_whole_meanwhile(plain, root, videos, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    make(videos, out, root)
-    monkeypatch.setattr(Make, "__call__", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full", "x")))
-    with pytest.raises(DataError, match="x: cannot be written: full"):
-        make(videos, out, root, update=True, test=1)
-    assert not list(out.rglob("dataset.json"))
-    monkeypatch.undo()
-    make(videos, out, root, test=1)
-    assert content(out) == content(plain.out)
 
 
 def test_statistics_by_hand():

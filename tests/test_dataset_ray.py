@@ -1,13 +1,14 @@
 """The builder on Ray: the bytes of the local pool, deaths and errors, and that nobody else waits for Ray."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from dataset_files import broken, content, options
-from dataset_work import Striking
+from dataset_work import Striking, threads
 
 from vmas import cli
 from vmas.dataset.build import build
@@ -16,6 +17,7 @@ from vmas.dataset.manifest import Video, read_manifest
 from vmas.dataset.stages import Clip, Tools
 from vmas.dataset.tasks import Block, Make, ShardTask
 from vmas.errors import DataError, UsageError
+from vmas.pools import processes
 
 STORE = 100_000_000  # bytes; Ray's default is a third of the memory
 
@@ -109,6 +111,13 @@ def test_what_stops_a_task_comes_back_in_one_line(root, videos, started, tmp_pat
     task = ShardTask(str(tmp_path / "no folder" / "shard-000000.tar"), [Clip(videos[0], 0.0, {})])
     with pytest.raises(DataError, match=r"shard-000000\.tar: cannot be written: No such file"):
         list(Ray(workers=1).run(Make(), [task], tools))
+
+
+def test_a_process_of_ray_stays_on_one_thread(root):
+    spec = pickle.dumps((Striking(), options(root), "cpu"))
+    with processes(1) as pool:
+        found = pool.submit(threads, spec, None).result()
+    assert set(found) == {1}
 
 
 def test_nobody_else_imports_ray():

@@ -15,7 +15,7 @@ from vmas import config, media, weights
 from vmas.corpus import sample_spec
 from vmas.corpus.scene import render_frames
 from vmas.corpus.sound import render_audio
-from vmas.dataset import dedupe, fingerprints, frames, genre, shards, stages, vocals
+from vmas.dataset import dedupe, fingerprints, frames, genre, layout, shards, stages, vocals
 from vmas.dataset.manifest import Video, read_manifest
 from vmas.errors import CheckpointError, DataError, MediaError, UsageError, WeightsUnavailable
 from vmas.metrics.similarity import THRESHOLD, frame_similarity
@@ -448,20 +448,53 @@ def test_held_out_videos_must_leave_some():
 
 def test_versions_and_options_are_in_the_keys(monkeypatch):
     o = stages.Options(PROFILE)
-    screen, make = stages.screen_key(o, {}), stages.make_key(o, {})
-    assert stages.screen_key(dataclasses.replace(o, threshold=0.8), {}) != screen
-    assert stages.screen_key(o, {"similarity": "clip"}) != screen
-    assert stages.screen_key(dataclasses.replace(o, shard_size=9), {}) == screen
-    assert stages.make_key(dataclasses.replace(o, shard_size=9), {}) != make
+    screen, make = layout.screen_key(o, {}), layout.make_key(o, {})
+    for changes in (
+        {"threshold": 0.8},
+        {"shard_size": 9},
+        {"val": 1},
+        {"clips_per_video": 1},
+    ):  # which videos and clips
+        other = dataclasses.replace(o, **changes)
+        assert (layout.screen_key(other, {}), layout.make_key(other, {})) == (screen, make)
+        assert layout.plan(other, {}) != layout.plan(o, {})
+    assert layout.screen_key(o, {"similarity": "clip"}) != screen
+    assert layout.make_key(o, {"similarity": "clip"}) == make != layout.make_key(o, {"tokens": "codec"})
+    for part, changes in (("clip", {"fps": 5.0}), ("align", {"delta": 9}), ("corpus", {"crf": 40})):
+        profile = dataclasses.replace(PROFILE, **{part: dataclasses.replace(getattr(PROFILE, part), **changes)})
+        assert layout.make_key(dataclasses.replace(o, profile=profile), {}) != make
     held = dataclasses.replace(o, val=1, quality="correspondence")
-    held_screen, held_make = stages.screen_key(held, {}), stages.make_key(held, {})
+    held_screen, held_plan, plan = layout.screen_key(held, {}), layout.plan(held, {}), layout.plan(o, {})
     monkeypatch.setattr(stages, "SPLITS_VERSION", 99)
-    assert (stages.screen_key(o, {}), stages.make_key(o, {})) == (screen, make)
-    assert stages.screen_key(held, {}) != held_screen
-    assert stages.make_key(held, {}) != held_make
+    assert (layout.screen_key(o, {}), layout.make_key(o, {}), layout.plan(o, {})) == (screen, make, plan)
+    assert layout.screen_key(held, {}) != held_screen
+    assert layout.plan(held, {}) != held_plan
     monkeypatch.setitem(stages.VERSIONS, "beats", 99)
-    assert stages.screen_key(o, {}) == screen
-    assert stages.make_key(o, {}) != make
+    assert layout.screen_key(o, {}) == screen
+    assert layout.make_key(o, {}) != make
+
+
+def test_decoding_is_timed_apart_from_the_models(tmp_path):
+    clip = dataclasses.replace(PROFILE.clip, flow_method="raft", flow_size=PROFILE.clip.img_size + 8)
+    o = options(checkpoints(tmp_path), profile=dataclasses.replace(PROFILE, clip=clip))
+    row, tools = Video("v", str(video(tmp_path / "v.mp4", 0)), "v"), stages.Tools(o)
+    state = stages.look(row, {}, tools)
+    assert tools.take_seconds().keys() == {"probe", "decode"}
+    state = stages.judge(row, state, tools)
+    assert tools.take_seconds().keys() == {"similarity"}
+    tools.raft = lambda frames: np.ones(len(frames) - 1, np.float32)
+    item = stages.Clip(row, 0.0, {})
+    state = stages.decode(item, {}, tools)
+    assert state["frames"].shape[1] == clip.flow_size
+    assert tools.take_seconds().keys() == {"segments", "shards"}
+    state = stages.infer(item, state, tools)
+    assert tools.take_seconds().keys() == {"genre", "tokens", "beats"}
+    stages.finish(item, state, tools)
+    assert tools.take_seconds().keys() == {"onsets", "shards"}
+    (tmp_path / "v.mp4").unlink()
+    with pytest.raises(MediaError), tools.timed("similarity", "decode"):
+        frames.watch(row.path, 64)
+    assert tools.stage == "similarity"  # what the ledger says
 
 
 def known(name, video="", track="", prints=None, quality=0.0):

@@ -165,6 +165,23 @@ def test_records_are_small_and_keep_every_bit(excerpts):
     assert minute.nbytes < 4000
 
 
+def test_a_shelf_gives_back_every_bit_and_keeps_none_in_memory(excerpts, tmp_path):
+    every = [excerpts[0.0][0], Prints(), Prints(words=excerpts[0.0][1].words[:7]), excerpts[0.0][1]]
+    shelf = fingerprints.Shelf(tmp_path)
+    for i, p in enumerate(every[:3]):
+        assert shelf.put(f"v{i}", {"seconds": 1.0, **p.pack()}) == {"seconds": 1.0}
+    assert shelf["v0"].pack() == every[0].pack()
+    shelf.put("v3", every[3].pack())  # after it was read
+    got = [shelf[f"v{i}"] for i in range(4)]
+    shelf.close()
+    for a, b in zip(every, got, strict=True):
+        for x, y in ((a.times, b.times), (a.hashes, b.hashes), (a.words, b.words), (a.inner, b.inner)):
+            np.testing.assert_array_equal(x, y)
+            assert (x.dtype, x.shape) == (y.dtype, y.shape)
+    assert not got[0].hashes.flags.owndata
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_silence_and_pictures_without_structure_match_nothing():
     assert fingerprints.picture_hash(np.zeros((64, 64, 3), np.uint8)) == 0
     quiet = fingerprints.sound_words(np.zeros(5 * fingerprints.SOUND_RATE, np.float32))

@@ -206,6 +206,12 @@ def test_workers_have_the_environment_of_the_moment(tmp_path, monkeypatch):
             assert set(pool.map(os.getenv, ["VMAS_CACHE"] * 3)) == {value}
 
 
+def test_cores_are_those_that_this_process_may_use():
+    code = "import os, vmas.pools as p; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(p.cores())"
+    env = {k: v for k, v in os.environ.items() if k != "LOKY_MAX_CPU_COUNT"}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "1\n"
+
+
 def test_workers_work_and_are_gone_after_the_block():
     with processes(2) as pool:
         assert sorted(pool.map(abs, [-1, -2, -3])) == [1, 2, 3]

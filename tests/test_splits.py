@@ -8,7 +8,7 @@ import pytest
 
 from vmas.corpus import sample_spec
 from vmas.dataset import dedupe, splits
-from vmas.dataset.dedupe import Known
+from vmas.dataset.dedupe import Before, Known
 from vmas.dataset.fingerprints import Prints, same_picture, same_sound
 
 RNG = np.random.default_rng(0)
@@ -68,6 +68,46 @@ def test_two_held_out_relatives_never_stay_in_two_splits():
     assert splits.leaks(rows, chosen) == []
 
 
+def test_what_was_held_out_stays_so_and_what_was_in_train_is_never_held_out():
+    rows = [known(f"v{i}", quality=float(9 - i)) for i in range(9)]
+    group = list(range(9))
+    was = {"v5": "val", "v7": "test", **{f"v{i}": "train" for i in (0, 1, 2, 6)}}
+
+    one = Before(was, 1, 1)
+
+    def held(val: int, test: int, group=group, before=one, rows=rows) -> dict[str, str]:
+        found = splits.select(rows, group, val, test, before)
+        assert splits.leaks(rows, found) == []
+        return {k.id: s for k, s in zip(rows, found, strict=True) if s != "train"}
+
+    assert held(1, 1) == {"v5": "val", "v7": "test"}
+    assert held(1, 1, before=None) == {"v0": "val", "v1": "test"}
+    assert held(1, 1, before=Before(was, 2, 3)) == {"v5": "val", "v7": "test"}
+    assert held(2, 1) == {"v5": "val", "v0": "val", "v7": "test"}  # a number that is raised takes from train
+    assert held(2, 2, before=Before(was, 2, 2)) == {"v5": "val", "v3": "val", "v7": "test", "v4": "test"}
+    assert held(0, 1) == {"v7": "test"}
+    assert held(4, 4, before=Before(was, 4, 4)).keys() == {"v3", "v4", "v5", "v7", "v8"}  # there are no more
+    # Relatives: a new one of a held-out video goes nowhere, one from train leaves it, of two splits one wins.
+    assert held(1, 1, [0, 1, 2, 7, 4, 5, 6, 7, 8]) == {"v5": "val", "v7": "test", "v3": ""}
+    assert held(1, 1, [0, 1, 2, 3, 4, 5, 5, 7, 8]) == {"v5": "val", "v6": "", "v7": "test"}
+    assert held(1, 1, [0, 1, 2, 3, 4, 5, 6, 5, 8]) == {"v5": "val", "v7": "", "v3": "test"}
+    assert held(1, 1, [0, 1, 2, 0, 4, 5, 6, 5, 8]) == {"v5": "val", "v7": "", "v4": "test"}  # v3 is kin of train
+    moved = splits.select(rows, [0, 1, 2, 3, 4, 5, 5, 7, 8], 1, 1, one)
+    assert splits.moved(rows, moved, one) == "1 from train to no split (a relative of a held-out video)"
+    # Found by looking up alone: the track of v7.
+    alike = [dataclasses.replace(k, track=rows[7].track) if k.id == "v4" else k for k in rows]
+    assert held(1, 1, rows=alike) == {"v5": "val", "v7": "test", "v4": ""}
+
+
+def test_of_two_duplicates_the_one_that_a_split_held_stays():
+    rows = [known(n) for n in "abcd"]
+    plain = {1: 0, 2: 0, 3: 0}
+    assert splits.originals(rows, plain, Before()) == plain
+    assert splits.originals(rows, plain, Before({"a": "train", "c": "train"})) == plain
+    assert splits.originals(rows, plain, Before({"c": "train"})) == {0: 2, 1: 2, 3: 2}
+    assert splits.originals(rows, plain, Before({"a": "train", "d": "test"})) == {0: 3, 1: 3, 2: 3}
+
+
 @pytest.mark.parametrize("kind", ["video", "track"])
 def test_names_leak_too(kind):
     a = known("a")
@@ -108,6 +148,15 @@ def test_an_index_finds_pairs_with_enough_in_common_however_large_the_bucket(mon
     assert index.pairs().tolist() == [[0, 1], [0, 4], [2, 4]]
     assert index.near(np.array([1 + 16, 9], np.uint64)).tolist() == [0, 4]  # 17 is one bit from 1
     assert dedupe.Index([]).pairs().tolist() == dedupe.Index([]).near(np.zeros(0, np.uint64)).tolist() == []
+    rng = np.random.default_rng(0)
+    many = [np.unique(rng.integers(0, 40, 8).astype(np.uint64)) << np.uint64(27) for _ in range(60)]
+    whole = dedupe.Index(many).pairs().tolist()
+    owners = [(i, j) for i in range(60) for j in range(i + 1, 60)]
+    assert whole == [[i, j] for i, j in owners if len(np.intersect1d(many[i], many[j])) >= dedupe.HITS]
+    monkeypatch.setattr(dedupe, "CHUNK", 7)  # in parts
+    assert dedupe.Index(many).pairs().tolist() == whole
+    top = np.array([2**33 - 1, 2**33 - 2], np.uint64)
+    assert dedupe.Index([top, top]).near(top).tolist() == [0, 1]
     monkeypatch.setattr(dedupe, "CROWD", 1)
     crowd = dedupe.Index([np.array([5, 6], np.uint64)] * 50)
     assert crowd.pairs().tolist() == [[i, i + 1] for i in range(49)]

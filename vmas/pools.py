@@ -13,6 +13,14 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 
+def cores() -> int:
+    """Cores that this process may use: those of its affinity and its control group (Slurm, containers), which may be
+    fewer than the machine has."""
+    from joblib import cpu_count
+
+    return cpu_count()
+
+
 @contextlib.contextmanager
 def processes(
     count: int | None = None, initializer: Callable[..., Any] | None = None, *args: Any
@@ -26,7 +34,7 @@ def processes(
     dies with a traceback, not even while it is still importing. When the block ends, work not begun is dropped and
     work begun is finished; when this process is killed, so are they.
     """
-    count = max(1, count or os.cpu_count() or 1)
+    count = max(1, count or cores())
     pool = ProcessPoolExecutor(count, context(), _born, (dict(os.environ), initializer, args))
     try:
         with _deaf():

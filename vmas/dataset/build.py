@@ -6,30 +6,34 @@ What is known of a video and every shard is a pure function of the manifest's ro
 and is kept under a hash of them. It is written aside, renamed and then marked, and a restart does what has no mark: a
 run that was killed at any moment ends with the same bytes as one that was not. Only `timings.json` tells them apart.
 A folder can also be brought up to date (`update`): rows that stayed as they were are not screened again, shards of the
-same clips are not made again, and the bytes are those of a build into an empty folder.
+same clips are not made again, and the bytes are those of a build into an empty folder, but for the choice of held-out
+videos, which is kept (`vmas.dataset.splits`).
 
-In memory are the manifest, what the screening found and the ledger, and no clips (`vmas.dataset.layout`).
+In memory are the manifest, what the screening found and the ledger, and no clips (`vmas.dataset.layout`). Fingerprints
+and the indexes that they are compared by lie in the folder while a build runs.
 """
 
 import contextlib
 import fcntl
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vmas.config import sha256
 from vmas.dataset import card, dedupe, layout, shards, stages
+from vmas.dataset.fingerprints import Shelf
 from vmas.dataset.layout import LOCK, SPLITS, WORK
-from vmas.dataset.manifest import Video, content_sha256
+from vmas.dataset.manifest import READERS, Video, content_sha256
 from vmas.dataset.pool import Backend, Local
-from vmas.dataset.splits import select
+from vmas.dataset.splits import moved, originals, select
 from vmas.dataset.stages import Options, Tools
-from vmas.dataset.tasks import FAILED, REJECTED, Block, Job, Make, Row, Screen
+from vmas.dataset.tasks import FAILED, NO_FILE, ONCE, REJECTED, TWICE, Block, Job, Make, Row, Screen
 from vmas.errors import DataError
+from vmas.pools import cores
 
 LEDGER, TIMINGS = "rejected.parquet", "timings.json"
 BLOCK = 16  # videos that are screened together
@@ -89,7 +93,8 @@ def build(
 
     The work is done by `workers` processes of this machine (default: one per core, for a few videos none but this
     one), or where `backend` does it, such as `vmas.dataset.cluster.Ray`; the bytes are the same. With `update` a
-    folder that holds a build of another manifest or other options becomes this one, and keeps what can stay.
+    folder that holds a build of another manifest or other options becomes this one, and keeps what can stay. Its
+    held-out videos stay held out and none comes from train, unless `options` name other numbers than it has.
 
     Leaves `<split>/shard-*.tar` with their indexes, `rejected.parquet` (id, stage, kind, reason, score),
     `dataset_card.md`, `timings.json` (seconds per stage and process) and, last, `dataset.json`. Raises DataError when
@@ -100,7 +105,7 @@ def build(
     options.check(len(videos))
     out = Path(out).absolute()  # processes elsewhere start in another folder
     if backend is None:
-        backend = Local(workers or (1 if len(videos) <= SMALL else os.cpu_count() or 1))
+        backend = Local(workers or (1 if len(videos) <= SMALL else cores()))
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
         with _locked(out):
@@ -126,23 +131,30 @@ def _locked(out: Path) -> Iterator[None]:
 def _build(
     videos: list[Video], out: Path, options: Options, backend: Backend, device: str, progress: bool, say, update: bool
 ) -> Result:
+    val, test = layout.held_out(out)
+    val, test = val if options.val is None else options.val, test if options.test is None else options.test
+    options = replace(options, val=val, test=test)
     tools = Tools(options, device)
     keys = tools.keys()
-    screened_by, made_by = stages.screen_key(options, keys), stages.make_key(options, keys)
+    options.check(len(videos))  # with the numbers that were not given
     say(f"reading both ends of {len(videos)} files, by which a replaced one is told")
     content = dict(zip((v.id for v in videos), content_sha256(videos, progress), strict=True))
-    plan = {"screen": screened_by, "make": made_by, "rows": sha256(list(content.values()))}
-    layout.begin(out, plan, update)
+    plan = {**layout.plan(options, keys), "rows": sha256(list(content.values()))}
+    layout.begin(out, {**plan, "held": [*options.held]}, update)
+    before, since = layout.before(out)
     result = Result(out, len(videos))
-    work = _Work(out, tools, backend, progress, result)
-    say(f"screening {len(videos)} videos")
-    found = _screen(videos, {i: sha256(screened_by, c) for i, c in content.items()}, work)
-    splits = _compare(videos, found, options, result)
+    with contextlib.closing(Shelf(out / WORK)) as prints:
+        work = _Work(out, tools, backend, progress, result, prints)
+        say(f"screening {len(videos)} videos")
+        screened_by = layout.screen_key(options, keys)
+        found = _screen(videos, {i: sha256(screened_by, c) for i, c in content.items()}, work)
+        splits = _compare(videos, found, before, work, say)
     say("making clips: " + ", ".join(f"{sum(s == n for s in splits.values())} {n}" for n in SPLITS) + " videos")
-    made = _make(layout.Tasks(out, videos, found, splits, content, options, made_by), work)
+    made = _make(layout.Tasks(out, videos, found, splits, content, options, layout.make_key(options, keys)), work)
     if not any(made.values()):
         raise DataError(f"{out}: no clip is left; {result.line()}")
-    _finish(out, videos, options, keys, plan, made, result, device)
+    follows = [since] if any(options.held) and before.val + before.test else []  # else nothing depends on the past
+    _finish(out, videos, options, keys, sha256(plan, *follows), made, result, device)
     return result
 
 
@@ -155,15 +167,26 @@ class _Progress:
     failed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, rows: list[Row]) -> None:
+    @property
+    def most(self) -> float:
+        return max(ALWAYS, MAX_FAILED * self.total)
+
+    def add(self, rows: Sequence[Row]) -> None:
         failed = [f"{r.stage}: {r.reason}" for r in rows if r.kind == FAILED]
         if not failed:
             return
         self.failed += len(failed)
         self.reasons.update(failed)
-        if self.failed > max(ALWAYS, MAX_FAILED * self.total):
+        if self.failed > self.most:
             worst = "; ".join(f"{n} x {reason}" for reason, n in self.reasons.most_common(3))
             raise DataError(f"{self.failed} of {self.total} {self.what} failed, more than {MAX_FAILED:.0%}: {worst}")
+
+    def keep(self, rows: Sequence[Row]) -> bool:
+        """Count failures of earlier runs; False, and none is counted, where no run could go on with them."""
+        if self.failed + sum(r.kind == FAILED for r in rows) > self.most:
+            return False
+        self.add(rows)
+        return True
 
 
 @dataclass
@@ -175,16 +198,28 @@ class _Work:
     backend: Backend
     progress: bool
     result: Result
+    prints: Shelf
 
-    def run(self, job: Job, names: Sequence[str], tasks: Sequence[Any], state: _Progress, done: int = 0):
-        """(index, record, its rows of the ledger) of every task, once it is marked. `done` tasks were before."""
+    def run(
+        self,
+        job: Job,
+        names: Sequence[str],
+        tasks: Sequence[Any],
+        state: _Progress,
+        done: int = 0,
+        tried: Callable[[int, str], bool] = lambda i, name: False,
+    ):
+        """(index, record, its rows of the ledger) of every task, once it is marked. `done` tasks were before, and
+        `tried` tells of an item of task i whether it had failed before."""
         from tqdm.auto import tqdm
 
         bar = tqdm(total=done + len(names), initial=done, desc=state.what, disable=None if self.progress else True)
         with bar, contextlib.closing(self.backend.run(job, tasks, self.tools)) as results:
             for i, record in results:
-                shards.write_text(self.record(names[i]), json.dumps(record, sort_keys=True) + "\n")
                 rows = [Row(**r) for r in record["rows"]]
+                rows = [replace(r, tries=TWICE) if r.tries == ONCE and tried(i, r.id) else r for r in rows]
+                record |= {"rows": [asdict(r) for r in rows]}
+                shards.write_text(self.record(names[i]), json.dumps(record, sort_keys=True) + "\n")
                 bar.update()
                 state.add(rows)
                 yield i, record, rows
@@ -203,48 +238,85 @@ def _read(path: Path) -> dict | None:
 def _screen(videos: list[Video], keys: dict[str, str], work: _Work) -> dict[str, dict]:
     """id → what is known of every video that passes. `keys` id → hash of what that depends on.
 
-    A record holds the videos of one block, and every video whose key is still the same is taken from it.
+    A record holds the videos of one block, and every video whose key is still the same is taken from it, with its part
+    of the seconds. What failed is tried again (`Row.tries`), and so is a video that was too similar and is not by
+    today's threshold, since nothing else is known of it. A video whose file is not here is not sent to anybody.
     """
+    options = work.tools.options
     known: dict[str, dict] = {}
     gone: dict[str, Row] = {}
+    tried: set[str] = set()
 
     def take(record: dict, rows: list[Row]) -> bool:
-        here = [i for i, key in record["keys"].items() if keys.get(i) == key]
-        known.update({i: record["known"][i] for i in here if i in record["known"]})
-        gone.update({r.id: r for r in rows if r.id in here})
-        if here:
-            work.result.take(record["seconds"])
+        here = {i for i, key in record["keys"].items() if keys.get(i) == key}
+        new = [i for i in here if i not in known and i not in gone]
+        found = {i: k for i, k in record["known"].items() if i in here}
+        similar = [
+            Row(i, "similarity", REJECTED, "", k["similarity"], k["seconds"])
+            for i, k in found.items()
+            if "similarity" in k and stages.too_similar(k["similarity"], options)
+        ]
+        stay = found.keys() - {r.id for r in similar}
+        known.update({i: work.prints.put(i, k) for i, k in found.items() if i in stay})
+        for r in [*similar, *(r for r in rows if r.id in here and r.id not in known)]:
+            if r.stage == "similarity" and r.kind == REJECTED and r.score is not None:
+                r = replace(r, reason=stages.too_similar(r.score, options))
+            if r.reason:
+                gone[r.id] = r
+        lengths = {i: k["seconds"] for i, k in record["known"].items()}
+        lengths |= {r["id"]: r["seconds"] for r in record["rows"]}
+        mine, total = [lengths[i] for i in new if i in known or i in gone], sum(lengths.values())
+        share = sum(mine) / total if total else len(mine) / max(len(lengths), 1)
+        work.result.take({k: s * share for k, s in record["seconds"].items()})
         return bool(here)
 
     for path in sorted((work.out / WORK).glob("screen-*.json")):
         record = _read(path) or {}
-        # What failed may have been the machine's fault: it is tried again.
-        rows = [Row(**r) for r in record.get("rows", ()) if r["kind"] != FAILED]
-        if not record.get("keys") or not take(record, rows):
+        rows = [Row(**r) for r in record.get("rows", ())]
+        if not record.get("keys") or not take(record, [r for r in rows if r.tries in ("", TWICE)]):
             path.unlink()
+            continue
+        tried.update(r.id for r in rows if r.tries == ONCE and keys.get(r.id) == record["keys"][r.id])
+    gone = {i: r for i, r in gone.items() if i not in known}
+    state = _Progress(len(videos), "videos")
+    state.add([r for r in gone.values() if not r.tries])
+    twice = [r for r in gone.values() if r.tries]
+    if not state.keep(twice):
+        tried.update(gone.pop(r.id).id for r in twice)
     left = [v for v in videos if v.id not in known and v.id not in gone]
+    with ThreadPoolExecutor(READERS) as pool:
+        here = dict(zip((v.id for v in left), pool.map(lambda v: Path(v.path).is_file(), left), strict=True))
+    gone.update({v.id: Row(v.id, "probe", REJECTED, "no file on this machine") for v in left if not here[v.id]})
+    left = [v for v in left if here[v.id]]
     blocks = [left[i : i + BLOCK] for i in range(0, len(left), BLOCK)]
     names = [f"screen-{sha256([keys[v.id] for v in b])[:16]}" for b in blocks]
     tasks = [Block(b, {v.id: keys[v.id] for v in b}) for b in blocks]
-    for _, record, rows in work.run(Screen(), names, tasks, _Progress(len(videos), "videos")):
+    for _, record, rows in work.run(Screen(), names, tasks, state, tried=lambda _, name: name in tried):
         take(record, rows)
-    here = [v.id for v in videos]
-    work.result.ledger += [gone[i] for i in here if i in gone]
-    seconds = (known[i]["seconds"] if i in known else gone[i].seconds for i in here)
+    ids = [v.id for v in videos]
+    work.result.ledger += [gone[i] for i in ids if i in gone]
+    seconds = (known[i]["seconds"] if i in known else gone[i].seconds for i in ids)
     work.result.video_hours = sum(seconds) / 3600
     return known
 
 
-def _compare(videos: list[Video], found: dict[str, dict], options: Options, result: Result) -> dict[str, str]:
+def _compare(videos: list[Video], found: dict[str, dict], before: dedupe.Before, work: _Work, say) -> dict[str, str]:
     """id → split of the videos that stay; the others go to the ledger."""
     here = [v for v in videos if v.id in found]
-    known = [dedupe.known_of(v, found[v.id]) for v in here]
-    duplicates, group = dedupe.compare(known)
+    options, result, folder = work.tools.options, work.result, work.out / WORK
+    known = [dedupe.known_of(v, found[v.id], work.prints[v.id]) for v in here]
+    duplicates, group = dedupe.compare(known, folder)
+    duplicates = originals(known, duplicates, before) if any(options.held) else duplicates
     for i in sorted(duplicates):
         reason = f"same picture and sound as {known[duplicates[i]].id}"
         result.ledger.append(Row(known[i].id, "duplicates", REJECTED, reason))
     stay = [i for i in range(len(known)) if i not in duplicates]
-    chosen = select([known[i] for i in stay], [group[i] for i in stay], options.val, options.test)
+    chosen = select([known[i] for i in stay], [group[i] for i in stay], *options.held, before, folder)
+    if line := moved([known[i] for i in stay], chosen, before):
+        say(f"warning: videos change their split: {line}")
+    for split, n in zip(SPLITS[1:], options.held, strict=True):
+        if before.splits and chosen.count(split) < n:
+            say(f"warning: {chosen.count(split)} of {n} {split} videos: too few that were not in train before")
     for i, split in zip(stay, chosen, strict=True):
         if not split:
             reason = "shares source, track, picture or sound with a held-out video"
@@ -256,6 +328,9 @@ def _make(tasks: layout.Tasks, work: _Work) -> dict[str, list[Path]]:
     """split → finished shards."""
     sizes: dict[int, int] = {}
     rows: dict[int, list[Row]] = {}
+    twice: dict[int, tuple[dict, list[Row]]] = {}
+    tried: set[int] = set()
+    state = _Progress(tasks.clips, "clips")
 
     def take(i: int, record: dict, gone: list[Row]) -> None:
         sizes[i] = record["clips"] - len(gone)
@@ -267,11 +342,25 @@ def _make(tasks: layout.Tasks, work: _Work) -> dict[str, list[Path]]:
         (work.out / split).mkdir(exist_ok=True)
     for i, name in enumerate(tasks.names):
         record = _read(work.record(name))
-        if record is not None and _usable(tasks, i, record):
-            take(i, record, [Row(**r) for r in record["rows"]])
+        if record is None or not _usable(tasks, i, record):
+            continue
+        gone = [Row(**r) for r in record["rows"]]
+        tries = {r.tries for r in gone}
+        if tries & {ONCE, NO_FILE}:
+            tried |= {i} if ONCE in tries else set()
+        elif TWICE in tries:
+            twice[i] = record, gone
+        else:
+            take(i, record, gone)
+            state.add(gone)
+    if state.keep([r for _, gone in twice.values() for r in gone]):
+        for i, found in twice.items():
+            take(i, *found)
+    else:
+        tried.update(twice)
     left = [i for i in range(len(tasks)) if i not in sizes]
     names, chosen = [tasks.names[i] for i in left], layout.Some(tasks, left)
-    for k, record, gone in work.run(Make(), names, chosen, _Progress(tasks.clips, "clips"), len(sizes)):
+    for k, record, gone in work.run(Make(), names, chosen, state, len(sizes), lambda k, _: left[k] in tried):
         take(left[k], record, gone)
     work.result.ledger += [r for i in sorted(rows) for r in rows[i]]
     work.result.clip_hours = tasks.clips * work.tools.options.profile.clip.seconds / 3600
@@ -286,19 +375,19 @@ def _make(tasks: layout.Tasks, work: _Work) -> dict[str, list[Path]]:
 
 
 def _usable(tasks: layout.Tasks, i: int, record: dict) -> bool:
-    """Whether a record is of this very task, without failures, and its shard as it says."""
-    if any(r["kind"] == FAILED for r in record["rows"]) or record["key"] != tasks[i].key:
+    """Whether a record is of this very task, and its shard as it says."""
+    if record["key"] != tasks[i].key:
         return False
     mark = shards.read_mark(tasks.path(i))
     return record["sha256"] == (mark.sha256 if mark else None)
 
 
-def _finish(out: Path, videos, options: Options, keys, plan, made, result: Result, device: str) -> None:
+def _finish(out: Path, videos, options: Options, keys, key: str, made, result: Result, device: str) -> None:
     import pandas as pd
 
     describe = shards.describe(options.profile) | {
         "kind": "built",
-        "key": sha256(plan),
+        "key": key,
         "models": keys,
         "stages": {s: v for s, v in stages.VERSIONS.items() if options.runs(s)},
         "clips": result.kept,
@@ -317,7 +406,7 @@ def _finish(out: Path, videos, options: Options, keys, plan, made, result: Resul
         "made_hours": round(result.clip_hours, 6),
         "clip_hours": sum(result.kept.values()) * options.profile.clip.seconds / 3600,
         "bytes": sum(p.stat().st_size for part in made.values() for p in part),
-        "seconds": {k: round(s, 3) for k, s in sorted(result.seconds.items())},
+        "seconds": {k: round(s, 6) for k, s in sorted(result.seconds.items())},
         "video_hours_per_core_hour": dict(sorted(result.rates.items())),
         "gpu": [] if device == "cpu" else options.models(),
     }

@@ -40,8 +40,13 @@ def build(
         ),
     ] = "classic",
     genre: Annotated[str, typer.Option(help="Genres: tagger or clap.")] = "tagger",
-    val: Annotated[int, typer.Option(min=0, help="Videos held out for validation (paper: 1120).")] = 0,
-    test: Annotated[int, typer.Option(min=0, help="Videos held out for testing (paper: 1086).")] = 0,
+    val: Annotated[
+        int | None,
+        typer.Option(min=0, help="Videos held out for validation (paper: 1120); default: as --out has, or 0."),
+    ] = None,
+    test: Annotated[
+        int | None, typer.Option(min=0, help="Videos held out for testing (paper: 1086); default: as --out has, or 0.")
+    ] = None,
     quality: Annotated[
         str, typer.Option(help="Held-out videos: those of least similarity, or of best correspondence.")
     ] = "similarity",
@@ -50,7 +55,9 @@ def build(
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder with codec/ and tagger/; default: the profile's own.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one per core. With 1 a crash is the run's end.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda, for the models.")] = "cpu",
     backend: Annotated[
         str | None, typer.Option(help="local or ray (the extra 'ray'); default: local, and ray with --address.")
@@ -65,7 +72,8 @@ def build(
         typer.Option(
             "--update",
             help="A folder that holds a build of other rows or options becomes this one: rows that did not change are"
-            " not screened again, shards that stay the same are not made again.",
+            " not screened again, shards that stay the same are not made again. Held-out videos stay held out, and none"
+            " is taken from train, unless --val or --test is another number than before.",
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts and an estimate of the cost only.")] = False,

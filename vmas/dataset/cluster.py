@@ -25,6 +25,7 @@ from vmas.dataset import pool
 from vmas.dataset.stages import Tools
 from vmas.dataset.tasks import Item, Job, Outcome, through
 from vmas.errors import DataError, UsageError, VmasError
+from vmas.pools import cores
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,11 +69,11 @@ class Ray:
             handed_on = {k: os.environ[k] for k in HANDED_ON if k in os.environ}
             options |= {"address": self.address, "runtime_env": {"env_vars": handed_on}}
         else:
-            cores = (self.workers or os.cpu_count() or 1) + (0 if self.gpus else self.actors)
+            cpus = (self.workers or cores()) + (0 if self.gpus else self.actors)
             # "local": also where a cluster that died has left its address behind
             options |= {
                 "address": "local",
-                "num_cpus": cores,
+                "num_cpus": cpus,
                 "include_dashboard": False,
                 "object_store_memory": self.object_store,
             }
@@ -180,7 +181,10 @@ def _records(data) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             batch = next(batches, None)
         except (RayActorError, WorkerCrashedError) as e:
-            raise DataError("a worker process died three times (memory?); run again with fewer workers") from e
+            raise DataError(
+                "a worker process died three times over one block: run again with fewer workers (memory), or with"
+                " --backend local, which finds a file that crashes a decoder and goes on without it"
+            ) from e
         except (RayError, SystemException) as e:
             raise DataError(f"Ray gave up: {' '.join(str(e).split())[-300:]}") from e
         if batch is None:
@@ -208,7 +212,7 @@ def _table(i: int, head: bytes, block: _Block) -> "pa.Table":
 def _here(spec: bytes) -> tuple[Job, Tools]:
     """The job, and the tools that this process keeps for it."""
     job, options, device = pickle.loads(spec)
-    pool.one_thread(options).__enter__()  # for as long as this process lives
+    pool.stay_on_one_thread(options)
     return job, Tools(options, device)
 
 

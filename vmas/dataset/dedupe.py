@@ -2,13 +2,14 @@
 
 Fingerprints (`vmas.dataset.fingerprints`) are compared in full only where an inverted index over their parts finds at
 least `HITS` in common: the words of the sound, and the halves of the pictures' hashes. The index is one sorted array,
-so that the cost stays near linear; a video has up to 7 KB in it. Cut pictures are compared but not
+so that the cost stays near linear; a video has up to 8 KB in it, on disk. Cut pictures are compared but not
 indexed: a cropped copy is met by its sound, and of a held-out video by that video's own cut pictures (`splits`).
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from vmas.dataset.manifest import Video
 
 CROWD = 200  # in a larger bucket each is compared with so many before it: its members are alike anyway
+OWNER = np.uint64(31)  # bits of a video's number in an index, below those of the key
+LAST = (np.uint64(1) << OWNER) - np.uint64(1)
+CHUNK = 1 << 22  # keys of an index that are in memory at a time
 HITS = 2  # equal parts from which on two videos are compared; one happens by chance
 
 
@@ -34,10 +38,10 @@ class Known:
     quality: float = 0.0
 
 
-def known_of(video: "Video", found: dict) -> Known:
-    """Of a video and what `stages.fingerprint` found of it."""
+def known_of(video: "Video", found: dict, prints: Prints) -> Known:
+    """Of a video, what `stages.fingerprint` found of it, and its fingerprints."""
     quality = found.get("quality", 1 - found.get("similarity", 0.0))
-    return Known(video.id, video.video, track_key(video.artist, video.track), Prints.unpack(found), quality)
+    return Known(video.id, video.video, track_key(video.artist, video.track), prints, quality)
 
 
 def track_key(artist: str, track: str) -> str:
@@ -47,24 +51,35 @@ def track_key(artist: str, track: str) -> str:
 
 
 class Index:
-    """Which of N videos share keys; `keys[i]` are those of video i, uint64, each once."""
+    """Which of N videos share keys; `keys` yields those of each video, uint64 below 2**33, each once.
 
-    def __init__(self, keys: Sequence[np.ndarray]):
-        sizes = [len(k) for k in keys]
-        every = np.concatenate([np.zeros(0, np.uint64), *keys])
-        order = np.argsort(every, kind="stable")  # stable: equal keys stay in the order of their videos
-        self.keys = every[order]
-        self.owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
-        self.videos = len(sizes)
+    It lies in a file of `folder` that has no name, 8 bytes a key: the key above the video's number, sorted.
+    """
+
+    def __init__(self, keys: Iterable[np.ndarray], folder=None):
+        self.videos = size = 0
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for i, k in enumerate(keys):
+                file.write(((k << OWNER) | np.uint64(i)).tobytes())
+                self.videos, size = i + 1, size + len(k)
+            file.flush()
+            self.sorted = np.memmap(file, np.uint64, "r+", shape=size) if size else np.zeros(0, np.uint64)
+        self.sorted.sort()
+
+    def _owners(self, places: np.ndarray) -> np.ndarray:
+        return (self.sorted[places] & LAST).astype(np.int64)
 
     def pairs(self) -> np.ndarray:
         """int64 [P,2], i < j: videos that share `HITS` keys; in a bucket each with the `CROWD` before it."""
         found = []
-        for lag in range(1, CROWD + 1):
-            same = np.flatnonzero(self.keys[lag:] == self.keys[:-lag])
-            if not len(same):
-                break
-            found.append(self.owner[same].astype(np.int64) * self.videos + self.owner[same + lag])
+        for start in range(0, len(self.sorted), CHUNK):
+            keys = np.asarray(self.sorted[start : start + CHUNK + CROWD]) >> OWNER
+            for lag in range(1, CROWD + 1):
+                here = min(CHUNK, len(keys) - lag)
+                same = start + np.flatnonzero(keys[lag : lag + max(here, 0)] == keys[: max(here, 0)])
+                if not len(same):
+                    break
+                found.append(self._owners(same) * self.videos + self._owners(same + lag))
         if not found:
             return np.zeros((0, 2), np.int64)
         codes, hits = np.unique(np.concatenate(found), return_counts=True)
@@ -75,15 +90,17 @@ class Index:
         32 bits; however large their buckets are."""
         flips = np.uint64(1) << np.arange(32, dtype=np.uint64)
         ball = np.unique(np.concatenate([keys, (keys[:, None] ^ flips).ravel()]))
-        start, end = np.searchsorted(self.keys, ball, "left"), np.searchsorted(self.keys, ball, "right")
+        start = np.searchsorted(self.sorted, ball << OWNER)
+        end = np.searchsorted(self.sorted, (ball << OWNER) | LAST, "right")
         some = end > start
         places = np.concatenate([np.zeros(0, int), *map(np.arange, start[some], end[some])])
-        return np.flatnonzero(np.bincount(self.owner[places], minlength=self.videos) >= HITS)
+        return np.flatnonzero(np.bincount(self._owners(places), minlength=self.videos) >= HITS)
 
 
-def compare(known: Sequence[Known]) -> tuple[dict[int, int], list[int]]:
+def compare(known: Sequence[Known], folder=None) -> tuple[dict[int, int], list[int]]:
     """(duplicates, group): index of a duplicate → the earlier video with its picture AND sound; for every video the
-    first index of its group: videos linked by source video, track, near-equal pictures or near-equal sound."""
+    first index of its group: videos linked by source video, track, near-equal pictures or near-equal sound. The
+    indexes lie on the disk of `folder` (default: the system's for temporary files)."""
     parent = list(range(len(known)))
 
     def root(i: int) -> int:
@@ -102,7 +119,8 @@ def compare(known: Sequence[Known]) -> tuple[dict[int, int], list[int]]:
                 join(first.setdefault((kind, name), i), i)
     duplicates: dict[int, int] = {}
     prints = [k.prints for k in known]
-    found = [Index([p.picture_keys() for p in prints]).pairs(), Index([p.sound_keys() for p in prints]).pairs()]
+    keys = ((p.picture_keys() for p in prints), (p.sound_keys() for p in prints))
+    found = [Index(k, folder).pairs() for k in keys]
     for i, j in np.unique(np.concatenate(found), axis=0).tolist():
         picture, sound = same_picture(prints[i], prints[j]), same_sound(prints[i], prints[j])
         if picture or sound:
@@ -112,31 +130,49 @@ def compare(known: Sequence[Known]) -> tuple[dict[int, int], list[int]]:
     return duplicates, [root(i) for i in range(len(known))]
 
 
-def hold_out(known: Sequence[Known], group: Sequence[int], val: int, test: int) -> list[str]:
+@dataclass(frozen=True)
+class Before:
+    """What a folder held before an update: `splits` id → "train", "val" or "test", and the numbers of held-out videos
+    that had been asked for."""
+
+    splits: Mapping[str, str] = field(default_factory=dict)
+    val: int = 0
+    test: int = 0
+
+
+def hold_out(
+    known: Sequence[Known], group: Sequence[int], val: int, test: int, before: Before | None = None
+) -> list[str]:
     """Split of each video: "train", "val", "test", or "" for relatives of a held-out video, which no split may hold.
 
     The groups are ranked by their best member; its best alone is held out, to val and test in turn until both are
     full. Ties are broken by the id's sha256, so that the order of the manifest has no say.
+
+    What was held out `before` stays so: of one group that was in both splits the split of its best member, and of
+    more than are asked for the best. What else is asked for comes from groups of which no video was in train; only a
+    number that is raised is filled from all.
     """
-    best: dict[int, int] = {}
-
-    def rank(i: int) -> tuple[float, str]:
-        return -known[i].quality, hashlib.sha256(known[i].id.encode()).hexdigest()
-
-    for i, g in enumerate(group):
-        if g not in best or rank(i) < rank(best[g]):
-            best[g] = i
-    splits = ["train"] * len(known)
+    before = before or Before()
+    was = [before.splits.get(k.id, "") for k in known]
+    ranks = [(-k.quality, hashlib.sha256(k.id.encode()).hexdigest()) for k in known]
+    order = sorted(range(len(known)), key=ranks.__getitem__)
     left = {"val": val, "test": test}
-    chosen: dict[int, tuple[int, str]] = {}
-    for n, i in enumerate(sorted(best.values(), key=rank)):
-        open_ones = [s for s in left if left[s]]
-        if not open_ones:
-            break
-        split = open_ones[n % len(open_ones)]
+    raised = {"val": val > before.val, "test": test > before.test}
+    chosen: dict[int, str] = {}  # group → split
+    held: set[int] = set()
+    for i in order:
+        split = was[i]
+        if split in left and left[split] and chosen.setdefault(group[i], split) == split:
+            left[split] -= 1
+            held.add(i)
+    trained = {group[i] for i in order if was[i] == "train"}
+    n = 0
+    for i in order:
+        open_ones = [s for s in left if left[s] and (raised[s] or group[i] not in trained)]
+        if group[i] in chosen or not open_ones:
+            continue
+        chosen[group[i]] = split = open_ones[n % len(open_ones)]
         left[split] -= 1
-        chosen[group[i]] = i, split
-    for i, g in enumerate(group):
-        if g in chosen:
-            splits[i] = chosen[g][1] if chosen[g][0] == i else ""
-    return splits
+        held.add(i)
+        n += 1
+    return [chosen[g] if i in held else "" if g in chosen else "train" for i, g in enumerate(group)]

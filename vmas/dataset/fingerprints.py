@@ -14,6 +14,7 @@ are called equal stands in table 1's record.
 """
 
 import base64
+import tempfile
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +34,7 @@ OVERLAP = 0.25  # share of the shorter video that the two must have in common
 APART_S = 2.0  # keyframes of two encodings lie apart by up to so much
 TRIED = 8  # offsets of two videos' pictures that are tried, those with most equal pictures first
 SIDE = 32
+PACKED = ("pictures", "inner", "sound")  # names of fingerprints in a record
 
 
 def picture_hash(frame: np.ndarray) -> int:
@@ -114,6 +116,43 @@ class Prints:
     def sound_keys(self) -> np.ndarray:
         """uint64 [k]: the words of the sound, each once."""
         return np.unique(self.words[self.words != 0]).astype(np.uint64)
+
+
+class Shelf:
+    """The fingerprints of many videos in a file of `folder` that has no name: in memory are their places alone."""
+
+    def __init__(self, folder=None):
+        self.file, self.places = tempfile.TemporaryFile(dir=folder), dict[str, tuple[int, int, int, int]]()
+        self.end, self.data = 0, np.zeros(0, np.uint8)
+
+    def close(self) -> None:
+        """Give the disk back; what was read stays readable."""
+        self.file.close()
+
+    def put(self, name: str, known: dict) -> dict:
+        """`known` of a video without what `Prints.pack` gave, which is put away."""
+        p = Prints.unpack(known)
+        data = b"".join(x.tobytes() for x in (p.hashes, p.inner, p.times, p.words))
+        data += bytes(-len(data) % 8)
+        self.places[name] = self.end, len(p.hashes), len(p.inner), len(p.words)
+        self.file.write(data)
+        self.end += len(data)
+        return {k: v for k, v in known.items() if k not in PACKED}
+
+    def __getitem__(self, name: str) -> Prints:
+        at, n, m, words = self.places[name]
+        if len(self.data) < self.end:
+            self.file.flush()
+            self.data = np.memmap(self.file, np.uint8, "r", shape=self.end)
+
+        def take(count: int, dtype) -> np.ndarray:
+            nonlocal at
+            start, at = at, at + count * np.dtype(dtype).itemsize
+            return np.frombuffer(self.data, dtype, count, start) if count else np.zeros(0, dtype)
+
+        hashes, inner = take(n, np.uint64), take(m * len(MARGINS), np.uint64).reshape(-1, len(MARGINS))
+        times, sound = take(n, np.uint32), take(words, np.uint32)
+        return Prints(times, hashes, sound, inner)
 
 
 def _text(data: bytes) -> str:

@@ -3,10 +3,12 @@
     DIR/<split>/shard-*.tar, shard-*.json, index.parquet, shards.parquet, dataset.json
     DIR/rejected.parquet, dataset_card.md, timings.json, dataset.json (last: a folder that has it is complete)
     DIR/.build/plan.json, lock, screen-*.json (what is known of some videos), <split>-*.json (a shard is made)
+    DIR/.build/splits.parquet (of an update: in which split each video was before)
 
 Nothing here keeps a clip in memory: tasks are put together and marks are read one at a time.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,25 +16,104 @@ from typing import Any
 
 import numpy as np
 
+from vmas.config import sha256
 from vmas.dataset import shards, stages
+from vmas.dataset.dedupe import Before
+from vmas.dataset.fingerprints import PACKED
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Clip, Options
 from vmas.dataset.tasks import ShardTask
 from vmas.errors import DataError
 
-WORK, LOCK, PLAN = ".build", "lock", "plan.json"
+WORK, LOCK, PLAN, BEFORE = ".build", "lock", "plan.json", "splits.parquet"
 SPLITS = ("train", "val", "test")
-FORMAT = 2
-FOR_COMPARING = ("pictures", "inner", "sound", "quality")  # what no clip depends on
+FORMAT = 3
+FOR_COMPARING = (*PACKED, "quality")  # what no clip depends on
+
+
+def screen_key(options: Options, keys: dict[str, str]) -> str:
+    """Hash of what is found of a video depends on; the threshold is applied to the score that is kept."""
+    return sha256(*_screened_by(options, keys))
+
+
+def _screened_by(o: Options, keys: dict[str, str], *threshold: float) -> list[Any]:
+    versions = {s: stages.VERSIONS[s] for s in stages.SCREEN if o.runs(s)}
+    quality = [*o.splits(), o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
+    return [versions, *threshold, o.profile.clip.seconds, keys.get("similarity"), *quality]
+
+
+def make_key(options: Options, keys: dict[str, str]) -> str:
+    """Hash of what a clip of a video depends on: its stages' versions and models, its shape, the options of P_av."""
+    o, p = options, options.profile
+    versions = {s: stages.VERSIONS[s] for s in stages.MAKE if o.runs(s)}
+    return sha256(
+        versions, {s: k for s, k in keys.items() if s in stages.MAKE}, p.clip, p.codec.hop, p.align, p.corpus.crf
+    )
+
+
+def plan(options: Options, keys: dict[str, str]) -> dict[str, str]:
+    """Hashes of all that a build depends on beside its manifest: which videos stay, and what is made of them."""
+    o = options
+    versions = {s: v for s, v in stages.VERSIONS.items() if o.runs(s)}
+    plain = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name not in ("profile", "checkpoints")}
+    plain |= {"val": o.held[0], "test": o.held[1]}
+    p = o.profile
+    make = sha256(versions, plain, keys, p.clip, p.codec.hop, p.align, *o.splits())
+    return {"screen": sha256(*_screened_by(o, keys, o.threshold)), "make": make}
+
+
+def _plan(out: Path) -> dict[str, Any] | None:
+    """What the folder holds or is going to hold; None where nothing was begun, {} where that cannot be read."""
+    path = out / WORK / PLAN
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        return {}
+
+
+def held_out(out: Path) -> tuple[int, int]:
+    """How many videos the build in the folder holds out for validation and for testing."""
+    val, test = (_plan(out) or {}).get("held") or (len(_videos(out / s)) for s in ("val", "test"))
+    return val, test
+
+
+def _videos(folder: Path) -> list[str]:
+    """The ids of the videos in one split."""
+    import pyarrow.parquet as pq
+
+    path = folder / shards.INDEX
+    return pq.read_table(path, columns=["video"])["video"].unique().to_pylist() if path.is_file() else []
+
+
+def _remember(out: Path) -> None:
+    """Keep what the whole build in the folder has in which split, and what was in a split of earlier ones."""
+    import pandas as pd
+
+    splits = {**before(out)[0].splits, **{v: s for s in SPLITS for v in _videos(out / s)}}
+    val, test = held_out(out)
+    table = pd.DataFrame({"id": list(splits), "split": list(splits.values())}, dtype=str)
+    table.attrs = {"val": val, "test": test, "key": shards.read_description(out).get("key", "")}
+    shards.write_parquet(table, out / WORK / BEFORE)
+
+
+def before(out: Path) -> tuple[Before, str]:
+    """What the folder held before it was last updated, and that build's key ("" for none). Raises DataError."""
+    import pandas as pd
+
+    path = out / WORK / BEFORE
+    if not path.is_file():
+        return Before(), ""
+    try:
+        table = pd.read_parquet(path)
+        splits = dict(zip(table["id"], table["split"], strict=True))
+        return Before(splits, table.attrs["val"], table.attrs["test"]), table.attrs["key"]
+    except (OSError, ValueError, KeyError) as e:
+        raise DataError(f"{path}: is damaged: it says which videos are held out; name another folder") from e
 
 
 def begin(out: Path, plan: dict[str, Any], update: bool) -> None:
     """Make the folder ready for `plan`. Raises DataError when it holds something else and `update` is not given."""
-    path, plan = out / WORK / PLAN, {"format": FORMAT, **plan}
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError:
-        before = {}
+    path, plan, before = out / WORK / PLAN, {"format": FORMAT, **plan}, _plan(out)
     if before is None and (any(out.glob("*/*.tar")) or any(out.glob("*.tar"))):
         raise DataError(f"{out}: holds shards that this command did not make; name another folder")
     if before not in (None, plan):
@@ -41,6 +122,8 @@ def begin(out: Path, plan: dict[str, Any], update: bool) -> None:
                 f"{out}: holds a build of another manifest, other options or models; name another folder,"
                 " or give --update to change this one"
             )
+        if (out / shards.MARK).is_file():  # else it has been remembered when it was last whole
+            _remember(out)
         for folder in (out, *(out / s for s in SPLITS)):  # nobody must take it for whole meanwhile
             _unfinish(folder)
     if before != plan:

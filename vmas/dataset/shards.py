@@ -488,7 +488,7 @@ def _aside(path: Path) -> Iterator[Path]:
 
 _ASIDE = re.compile(
     r"\.(shard-\d{6}\.(tar|json)|index\.parquet|shards\.parquet|rejected\.parquet|dataset\.json|dataset_card\.md"
-    r"|timings\.json|plan\.json|(screen|train|val|test)-[0-9a-f]+\.json)\.\d+"
+    r"|timings\.json|plan\.json|splits\.parquet|(screen|train|val|test)-[0-9a-f]+\.json)\.\d+"
 )
 
 

@@ -5,18 +5,24 @@ a score selects (`Options.quality`): how far the pictures move (1 - frame simila
 better the motion meets this music than the same music shifted in time. Relatives are videos of one source or track,
 and near-equal pictures or sound.
 
+An update of a build keeps its choice (`dedupe.Before`): what is held out stays so, and a video that was in train is
+never held out later, since a model may have been trained on it. New videos fill what is missing, and a new relative of
+a held-out video goes to no split. Only when the numbers are changed are videos moved: a larger one is filled from
+train too, a smaller one gives its worst back. A video that was in train and turns out to be a relative leaves it.
+
 `dedupe.compare` finds relatives by parts of their fingerprints that are equal, and not where a part is very common. For
 training a missed pair costs nothing; for a held-out video it would be a leak. So every held-out video is looked up
 once more, by parts that differ in one bit too and however common they are, and what is found joins their groups.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vmas.dataset import dedupe
-from vmas.dataset.dedupe import Index, Known
+from vmas.dataset.dedupe import Before, Index, Known
 from vmas.dataset.fingerprints import same_picture, same_sound
 
 QUALITIES = ("similarity", "correspondence")
@@ -51,11 +57,11 @@ class Leak:
 class Relatives:
     """Looks up the relatives of single videos among `known`."""
 
-    def __init__(self, known: Sequence[Known]):
+    def __init__(self, known: Sequence[Known], folder=None):
         self.known = known
         self.names = {kind: np.array([getattr(k, kind) for k in known], object) for kind in ("video", "track")}
-        self.pictures = Index([k.prints.picture_keys() for k in known])
-        self.sounds = Index([k.prints.sound_keys() for k in known])
+        self.pictures = Index((k.prints.picture_keys() for k in known), folder)
+        self.sounds = Index((k.prints.sound_keys() for k in known), folder)
         self._found: dict[int, dict[str, np.ndarray]] = {}
 
     def of(self, n: int) -> dict[str, np.ndarray]:
@@ -92,17 +98,40 @@ def leaks(known: Sequence[Known], splits: Sequence[str], relatives: Relatives | 
     return out
 
 
-def select(known: Sequence[Known], group: Sequence[int], val: int, test: int) -> list[str]:
+def originals(known: Sequence[Known], duplicates: dict[int, int], before: Before) -> dict[int, int]:
+    """Duplicate → the video that stays, as `dedupe.compare` has them, the other way round where a split held the
+    duplicate and not the earlier one, or it was held out and that in train."""
+    weight = {"": 0, "train": 1, "val": 2, "test": 2}
+    out = dict(duplicates)
+    for j, i in sorted(duplicates.items()):
+        new, old = (weight[before.splits.get(known[k].id, "")] for k in (j, i))
+        if new > old and out.get(j) == i and i not in out:
+            out = {k: j if of == i else of for k, of in out.items() if k != j} | {i: j}
+    return out
+
+
+def moved(known: Sequence[Known], splits: Sequence[str], before: Before) -> str:
+    """What an update has to move, in one line; "" where every video stays in its split."""
+    ways = Counter[str]()
+    for k, split in zip(known, splits, strict=True):
+        if (was := before.splits.get(k.id, "")) and was != split:
+            ways[f"{was} to {split or 'no split (a relative of a held-out video)'}"] += 1
+    return ", ".join(f"{n} from {way}" for way, n in sorted(ways.items()))
+
+
+def select(
+    known: Sequence[Known], group: Sequence[int], val: int, test: int, before: Before | None = None, folder=None
+) -> list[str]:
     """Split of each video as `dedupe.hold_out` has it, after which `leaks` finds none.
 
     Relatives that the groups did not join are joined and the choice is made again, until nothing leaks.
     """
     group = list(group)
     if not val + test:
-        return dedupe.hold_out(known, group, val, test)
-    relatives = Relatives(known)
+        return dedupe.hold_out(known, group, val, test, before)
+    relatives = Relatives(known, folder)
     while True:
-        splits = dedupe.hold_out(known, group, val, test)
+        splits = dedupe.hold_out(known, group, val, test, before)
         found = leaks(known, splits, relatives)
         if not found:
             return splits

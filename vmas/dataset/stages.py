@@ -11,7 +11,6 @@ A stage either returns, or raises `Rejected` (the video does not belong in the d
 exception (the builder records it, goes on, and stops when too many do).
 """
 
-import dataclasses
 import io
 import math
 import tempfile
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmas import paths
-from vmas.config import Profile, sha256
+from vmas.config import Profile
 from vmas.dataset.fingerprints import SOUND_RATE, SOUND_S, Prints, sound_words
 from vmas.dataset.frames import EMBEDDERS, SIZE, FrameEmbedder, build_embedder, embedder_key, similarity, watch
 from vmas.dataset.genre import TAGGERS, GenreTagger, build_tagger, tagger_key
@@ -55,7 +54,9 @@ VERSIONS = {
 }
 SPLITS_VERSION = 2
 SCREEN = ("probe", "similarity", "duplicates")
-SCREENED = (*SCREEN, "splits")  # stages whose time is spent on whole videos
+MAKE = ("segments", "vocals", "genre", "tokens", "beats", "shards")
+DECODE, ONSETS = "decode", "onsets"  # timed on their own: the cores' part of "similarity" and of "beats"
+SCREENED = (*SCREEN, DECODE, "splits")  # what is timed of whole videos; everything else is of clips
 OPTIONAL = ("similarity", "duplicates", "vocals", "genre", "tokens", "beats")
 SILENCE = 1e-3  # peak below which a clip holds no music
 SLACK_S = 0.05  # a clip may lack so much at its end: containers round durations
@@ -78,7 +79,7 @@ class Options:
     frames            "cheap" or "clip", `vmas.dataset.frames`
     vocals            "classic" or "demucs", `vmas.dataset.vocals`
     genre             "tagger" or "clap", `vmas.dataset.genre`
-    val, test         videos held out (paper: 1120 and 1086)
+    val, test         videos held out (paper: 1120 and 1086); None = as many as the folder's build, in a new one 0
     quality           what they are chosen by: "similarity" (least) or "correspondence", `vmas.dataset.splits`
     clips_per_video   at most so many, spread over the video; 0 = all
     shard_size        clips that a shard is planned for
@@ -91,8 +92,8 @@ class Options:
     frames: str = "cheap"
     vocals: str = "classic"
     genre: str = "tagger"
-    val: int = 0
-    test: int = 0
+    val: int | None = None
+    test: int | None = None
     quality: str = "similarity"
     clips_per_video: int = 0
     shard_size: int = 256
@@ -102,7 +103,7 @@ class Options:
         for s in self.skip:
             if s not in OPTIONAL:
                 raise UsageError(f"stage {s!r} cannot be left out: {nearest(s, OPTIONAL)}")
-        if self.shard_size < 1 or min(self.val, self.test, self.clips_per_video) < 0:
+        if self.shard_size < 1 or min(*self.held, self.clips_per_video) < 0:
             raise UsageError("shard size must be 1 or more; held-out videos and clips per video 0 or more")
         if not (0 <= self.threshold <= 1 or self.threshold == math.inf):
             raise UsageError(f"threshold must be a frame similarity from 0 to 1, or inf, got {self.threshold:g}")
@@ -125,12 +126,17 @@ class Options:
             )
 
     @property
+    def held(self) -> tuple[int, int]:
+        """Videos held out for validation and for testing."""
+        return self.val or 0, self.test or 0
+
+    @property
     def scores_correspondence(self) -> bool:
-        return self.quality == "correspondence" and self.val + self.test > 0
+        return self.quality == "correspondence" and any(self.held)
 
     def splits(self) -> list[int]:
         """What a key holds of the choice of held-out videos, where there is one."""
-        return [SPLITS_VERSION] if self.val + self.test > 0 else []
+        return [SPLITS_VERSION] if any(self.held) else []
 
     def runs(self, stage: str) -> bool:
         return stage not in self.skip
@@ -202,33 +208,18 @@ class Tools:
         return {stage: key() for stage, key in of.items() if self.options.runs(stage)}
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        self.stage, start = stage, time.perf_counter()
+    def timed(self, stage: str, part: str = "") -> Iterator[None]:
+        """The seconds of the block count for the stage, or for a `part` of it with a name of its own: what a model of
+        that stage takes on a GPU must not hold the cores' part."""
+        self.stage, start, name = stage, time.perf_counter(), part or stage
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def take_seconds(self) -> dict[str, float]:
         taken, self.seconds = self.seconds, {}
         return taken
-
-
-def screen_key(options: Options, keys: dict[str, str]) -> str:
-    """Hash of what the screening of a video depends on."""
-    o = options
-    versions = {s: VERSIONS[s] for s in SCREEN if o.runs(s)}
-    quality = [*o.splits(), o.profile.clip.fps, o.profile.clip.flow_size] if o.scores_correspondence else []
-    return sha256(versions, o.threshold, o.profile.clip.seconds, keys.get("similarity"), *quality)
-
-
-def make_key(options: Options, keys: dict[str, str]) -> str:
-    """Hash of what a clip depends on: every stage's version and model, the clip's shape and the options of P_av."""
-    o = options
-    versions = {s: v for s, v in VERSIONS.items() if o.runs(s)}
-    plain = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name not in ("profile", "checkpoints")}
-    p = o.profile
-    return sha256(versions, plain, keys, p.clip, p.codec.hop, p.align, *o.splits())
 
 
 State = dict[str, Any]
@@ -240,8 +231,6 @@ def look(video: Video, state: State, tools: Tools) -> State:
     from vmas import media
 
     o = tools.options
-    if not video.path or not Path(video.path).is_file():
-        raise Rejected("probe", "no file on this machine")
     with tools.timed("probe"):
         info = media.probe(video.path)
         if not info.has_video:
@@ -252,11 +241,17 @@ def look(video: Video, state: State, tools: Tools) -> State:
         seconds = min(seconds, video.duration) if video.duration else seconds
         if seconds + SLACK_S < o.profile.clip.seconds:
             raise Rejected("probe", f"shorter than a clip of {o.profile.clip.seconds:g} s", seconds)
-    known = {"seconds": round(seconds, 6), "width": info.width, "height": info.height}
+        # Where the sound ends first, the clips after its end are not begun; the last before it is filled with silence.
+        length, usable = o.profile.clip.seconds, seconds
+        if info.audio_end_s is not None:
+            usable = min(seconds, math.ceil((info.audio_end_s - SLACK_S - video.start) / length) * length)
+        if usable <= 0:
+            raise Rejected("probe", f"its sound ends at {info.audio_end_s:.2f} s, before the part begins")
+    known = {"seconds": round(usable, 6), "width": info.width, "height": info.height}
     out: State = {"known": known, "seconds": seconds}
     compared, duplicates = o.runs("similarity"), o.runs("duplicates")
     if compared or duplicates:
-        with tools.timed("similarity" if compared else "duplicates"):
+        with tools.timed("similarity" if compared else "duplicates", DECODE):
             size = EMBEDDERS[o.frames].size if compared else SIZE
             seen = watch(video.path, size, video.start, seconds, prints=duplicates)
         out |= {"frames": seen.frames} if compared else {}
@@ -270,10 +265,15 @@ def judge(video: Video, state: State, tools: Tools) -> State:
         return state
     with tools.timed("similarity"):
         score = round(similarity(state["frames"], tools.embedder), 6)
-    if not score < tools.options.threshold:
-        raise Rejected("similarity", f"frame similarity not below {tools.options.threshold:g}", score)
+    if reason := too_similar(score, tools.options):
+        raise Rejected("similarity", reason, score)
     rest = {k: v for k, v in state.items() if k != "frames"}
     return rest | {"known": state["known"] | {"similarity": score}}
+
+
+def too_similar(score: float, options: Options) -> str:
+    """Why a video of this frame similarity is left out, "" where it stays."""
+    return "" if score < options.threshold else f"frame similarity not below {options.threshold:g}"
 
 
 def fingerprint(video: Video, state: State, tools: Tools) -> State:
@@ -374,10 +374,13 @@ def decode(item: Clip, state: State, tools: Tools) -> State:
     with tools.timed("shards"):
         out["mp4"] = _mp4(frames, clip.fps, p.corpus.crf)
     if tools.options.runs("beats"):
-        with tools.timed("beats"):
-            if clip.flow_size != clip.img_size:
+        if clip.flow_size != clip.img_size:
+            with tools.timed("beats", "segments"):
                 frames = media.read_frames(video.path, clip.fps, clip.flow_size, start_s, clip.seconds)
-            out |= {"frames": frames} if clip.flow_method == "raft" else {"flow": _flow(frames, clip.flow_method)}
+        if clip.flow_method == "raft":
+            return out | {"frames": frames}
+        with tools.timed("beats"):
+            out["flow"] = _flow(frames, clip.flow_method)
     return out
 
 
@@ -420,7 +423,7 @@ def finish(item: Clip, state: State, tools: Tools) -> State:
     if "tokens" in state:
         sample["tokens.npy"] = state["tokens"]
     if "flow" in state:
-        with tools.timed("beats"):
+        with tools.timed("beats", ONSETS):
             flow, rate = state["flow"], p.codec.frame_rate
             P_a = onset_vector(_music(state["pcm"]), p.clip.sample_rate, p.codec.hop, p.num_tokens)
             P_av = align(flow, P_a, p.clip.fps, rate, BeatOptions.from_config(p.align)).P_av

@@ -7,8 +7,10 @@ is begun, so that only one is in memory; `vmas.dataset.cluster` runs the same fu
 
 import errno
 import math
+import os
+import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,24 @@ from vmas.config import sha256
 from vmas.dataset import shards, stages
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import Clip, Options, Rejected, State, Tools
-from vmas.errors import DataError
+from vmas.errors import DataError, MediaError
 
 REJECTED, FAILED = "rejected", "failed"
+# What may have failed by the machine's fault: a later run tries it again, after two tries only where the build would
+# stop for it, and always where a machine had no such file.
+ONCE, TWICE, NO_FILE = "once", "twice", "no file"
+KILLED = "the process that read it died: not enough memory, or a broken file"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 STATS = 1  # raised when what a shard's statistics count changes: its mark is then made anew
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the ledger: what a video or clip was left out for. `kind` tells a decision from an error;
-    `seconds` (not in the ledger) is what of a video had been found usable before."""
+    """One line of the ledger: what a video or clip was left out for. `kind` tells a decision from an error.
+
+    Not in the ledger: `seconds`, what of a video had been found usable before; `tries` of what failed, `ONCE`, `TWICE`
+    or `NO_FILE`, and "" where the file itself is at fault and no other try would help.
+    """
 
     id: str
     stage: str
@@ -35,6 +44,7 @@ class Row:
     reason: str
     score: float | None = None
     seconds: float = 0.0
+    tries: str = ""
 
 
 Item = Video | Clip
@@ -80,11 +90,21 @@ class Job:
     """One phase of the build. A record holds "rows" of the ledger, "seconds" per stage and what the phase adds."""
 
     steps: tuple[Any, Any, Any]
+    first: str  # its first stage
 
-    def __call__(self, task: Any, tools: Tools) -> dict[str, Any]:
-        """The record of one task, in this process."""
-        outcomes = (through(self.steps, item, {}, tools) for item in task.items)
+    def __call__(self, task: Any, tools: Tools, killers: Collection[str] = ()) -> dict[str, Any]:
+        """The record of one task, in this process. The items that are `killers` have failed before."""
+        outcomes = (
+            Row(name_of(item), self.first, FAILED, KILLED, tries=ONCE)
+            if name_of(item) in killers
+            else through(self.steps, item, {}, tools)
+            for item in task.items
+        )
         return self.gather(task.head, outcomes) | {"seconds": tools.take_seconds()}
+
+    def through(self, item: Item, tools: Tools) -> None:
+        """All steps of one item, for nothing but whether this process survives them."""
+        through(self.steps, item, {}, tools)
 
     def gather(self, head: Any, outcomes: Iterable[Outcome]) -> dict[str, Any]:
         raise NotImplementedError
@@ -94,10 +114,15 @@ class Job:
         raise NotImplementedError
 
 
+def name_of(item: Item) -> str:
+    """The id of a video or clip in the ledger."""
+    return item.id if isinstance(item, Video) else item.name
+
+
 def through(steps, item: Item, outcome: Outcome, tools: Tools) -> Outcome:
     """`outcome` after some steps; what a step raises becomes a line of the ledger. Raises DataError for what is the
     machine's fault and would hit the next item too: a full or broken disk, no memory."""
-    name = item.id if isinstance(item, Video) else item.name
+    name = name_of(item)
     video = item if isinstance(item, Video) else item.video
     try:
         for step in steps:
@@ -111,9 +136,24 @@ def through(steps, item: Item, outcome: Outcome, tools: Tools) -> Outcome:
             return Row(name, e.stage, REJECTED, e.reason, score, seconds)
         if problem := _machines(e):
             raise DataError(f"{problem} (stage {tools.stage}, {name}); the same command goes on from here") from e
-        reason = " ".join(str(e).split()).replace(video.path, Path(video.path).name)  # no machine's paths
-        return Row(name, tools.stage, FAILED, f"{type(e).__name__}: {reason[:300]}", seconds=seconds)
+        name_of_file = Path(video.path).name
+        if not os.access(video.path, os.R_OK):  # the build has seen it: this machine lacks its folder, or lost it
+            reason = f"{name_of_file}: cannot be read on {platform.node()}, though it is in the manifest's folder:"
+            reason += " mount that folder on every machine, then give the same command again"
+            return Row(name, tools.stage, FAILED, f"FileNotFoundError: {reason}", seconds=seconds, tries=NO_FILE)
+        reason = " ".join(str(e).split()).replace(video.path, name_of_file)  # no machine's paths
+        tries = "" if _files(e) else ONCE
+        return Row(name, tools.stage, FAILED, f"{type(e).__name__}: {reason[:300]}", seconds=seconds, tries=tries)
     return outcome
+
+
+def _files(e: BaseException) -> bool:
+    """Whether the content of the file is at fault, so that it would fail again: what this package says of it, unless
+    that was raised from an error of the system."""
+    own, cause = isinstance(e, (MediaError, DataError)), e.__cause__ or e.__context__
+    while own and cause is not None:
+        own, cause = not isinstance(cause, (OSError, MemoryError)), cause.__cause__ or cause.__context__
+    return own
 
 
 def _machines(e: BaseException | None) -> str:
@@ -133,7 +173,7 @@ def _machines(e: BaseException | None) -> str:
 class Screen(Job):
     """The first phase. The record's "known" is id → what `stages.fingerprint` found, its "keys" the task's head."""
 
-    steps = stages.SCREEN_STEPS
+    steps, first = stages.SCREEN_STEPS, "probe"
 
     def gather(self, head: dict[str, str] | None, outcomes: Iterable[Outcome]) -> dict[str, Any]:
         known, rows = {}, []
@@ -151,7 +191,7 @@ class Screen(Job):
 class Make(Job):
     """The second phase: writes the shard, or none when every clip is left out; "sha256" is then None."""
 
-    steps = stages.CLIP_STEPS
+    steps, first = stages.CLIP_STEPS, "segments"
 
     def gather(self, head: ShardHead, outcomes: Iterable[Outcome]) -> dict[str, Any]:
         rows: list[Row] = []

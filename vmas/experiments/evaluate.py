@@ -5,7 +5,6 @@ waveforms; a `Reference` what they are compared with. Nothing here knows how the
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from vmas.memory import keep_freed
 from vmas.metrics import fad as fad_metric
 from vmas.metrics import intervals, mv_align
 from vmas.metrics.kl import kl
-from vmas.pools import processes
+from vmas.pools import cores, processes
 from vmas.records import Row
 
 CHUNK = 16  # clips of one length through the embedder or the codec at a time: more fill the caches
@@ -79,7 +78,7 @@ class Evaluator:
 
     def __init__(self, tagger: Any, sample_rate: int, workers: int | None = None):
         self.tagger, self.sample_rate = tagger, sample_rate
-        self.workers = min(MAX_WORKERS, workers or os.cpu_count() or 1)
+        self.workers = min(MAX_WORKERS, workers or cores())
         self.pool: ProcessPoolExecutor | None = None
         self._open = contextlib.ExitStack()
 

@@ -29,7 +29,8 @@ class MediaInfo:
     """What a file holds. `width` and `height` are as displayed, i.e. after `rotation`.
 
     `rotation` is in degrees counter-clockwise, `duration_s` that of the video stream (of the audio
-    stream where there is no video), `frames` the container's count or 0 where it has none.
+    stream where there is no video), `frames` the container's count or 0 where it has none,
+    `audio_end_s` where the audio ends on the video's clock, None where the container does not say.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class MediaInfo:
     sample_rate: int
     channels: int
     comment: str = ""
+    audio_end_s: float | None = None
 
 
 @contextlib.contextmanager
@@ -116,6 +118,14 @@ def _origin(container, fallback) -> float:
     return start_seconds(fallback)
 
 
+def _end(container, stream) -> float | None:
+    """Where a stream ends in the file's seconds, None where the container does not say or only guesses."""
+    if not any(name in container.format.name for name in ("mp4", "matroska")):
+        return None
+    declared = stream_seconds(container, stream)
+    return None if declared is None else start_seconds(stream) - _origin(container, stream) + declared
+
+
 def _matrix(frame) -> tuple[int, int, int, int]:
     """Signs (a, b, c, d) of the display matrix: x' = a x + c y, y' = b x + d y, with y downward."""
     for side in frame.side_data:
@@ -181,6 +191,7 @@ def probe(path) -> MediaInfo:
             has_audio=audio is not None,
             sample_rate=audio.rate if audio is not None else 0,
             channels=audio.channels if audio is not None else 0,
+            audio_end_s=None if audio is None else _end(container, audio),
             comment=container.metadata.get("comment") or container.metadata.get("COMMENT", ""),
         )
 
@@ -360,9 +371,8 @@ def read_audio(
         if not parts:
             what = f"ends before second {start_s:g}" if start_s else "cannot be decoded"
             raise MediaError(path, f"its audio {what}", "it may be truncated or damaged")
-        declared = stream_seconds(container, stream)
-        if declared is not None and any(name in container.format.name for name in ("mp4", "matroska")):
-            end = start_seconds(stream) - origin + declared
+        end = _end(container, stream)
+        if end is not None:
             asked = end if stop is None else min(end, stop / rate)
             if position / rate < asked - TRUNCATION_SLACK:
                 raise MediaError(path, f"is truncated: {position / rate:.2f} s of {end:.2f} s of audio can be read")
