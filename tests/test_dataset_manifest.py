@@ -1,10 +1,13 @@
 """Which videos a manifest names: files, tables of identifiers, ids of any names, errors that name the row."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
+from vmas.dataset import shards
 from vmas.dataset.manifest import read_manifest
-from vmas.errors import DataError
+from vmas.errors import DataError, UsageError
 
 
 def manifest(tmp_path, rows, name="m.csv"):

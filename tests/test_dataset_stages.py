@@ -1,4 +1,4 @@
-"""The builder's parts: frames looked at, cheap embedding, vocal removal, genres, manifests, fingerprints."""
+"""The builder's parts: frames looked at, cheap embedding, vocal removal, genres, segments, options and keys."""
 
 import dataclasses
 import time
