@@ -1,6 +1,6 @@
 """The dataset builder: speed per stage, one process against two, memory as the dataset grows, clips read.
 
-    python benchmarks/bench_dataset.py [--only rates workers memory tokens] [--json FILE] [--videos 8]
+    python benchmarks/bench_dataset.py [--only rates workers memory prints tokens] [--json FILE] [--videos 8]
                                        [--sizes 1000 20000] [--processes 2] [--tokens 4000]
 
 rates    Video of 640 x 360 pixels and the paper's clips (without tokens, flow of Farneback), and videos of the
@@ -10,6 +10,8 @@ workers  The corpus videos with one process and with two, in turn, after a first
          of the best wall times (goal: 1.8 on two idle cores).
 memory   Datasets of tiny clips, cut from one file whose rows repeat: peak memory of driver and of the largest worker
          at each size (goal: within 10% of each other). With `--processes 1` all of it is in the driver.
+prints   Random fingerprints (60 pictures and a minute of sound a video) put away and compared, `--sizes` videos: most
+         memory that is not a file's, and seconds (what grows with the videos beside the manifest).
 tokens   Clips of tokens that one core reads (goal: 500 a second); `bench_shards.py` compares with other readers.
 
 On a machine that others use, the wall times of `workers` are not worth reading; how many cores were busy is printed
@@ -39,7 +41,7 @@ from vmas.dataset.build import TIMINGS, build
 from vmas.dataset.manifest import Video
 from vmas.dataset.stages import OPTIONAL, Options
 
-PARTS = ("rates", "workers", "memory", "tokens")
+PARTS = ("rates", "workers", "memory", "prints", "tokens")
 SECONDS = 30.0  # of a corpus video
 REPEATS = 2
 TINY = {"clip": {"seconds": 1.0, "img_size": 16, "flow_size": 16}}
@@ -160,6 +162,58 @@ def memory(folder: Path, sizes: list[int], processes: int) -> dict:
     return {"processes": processes, "sizes": out, "driver_growth": growth}
 
 
+class Anonymous(threading.Thread):
+    """While the `with` block runs: the most memory of this process that no file backs, MB."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.mb, self.over = 0.0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.02):
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            self.mb = max(self.mb, int(status.split("RssAnon:")[1].split()[0]) / 1024)
+
+    def __enter__(self) -> "Anonymous":
+        self.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.over.set()
+        self.join()
+
+
+def one_comparison(folder: Path, videos: int) -> None:
+    """In a process of its own: peak memory in MB and seconds of comparing `videos`, as JSON."""
+    import numpy as np
+
+    from vmas.dataset import dedupe
+    from vmas.dataset.fingerprints import MARGINS, Prints, Shelf
+
+    rng, start = np.random.default_rng(0), time.perf_counter()
+    with Anonymous() as most, contextlib.closing(Shelf(folder)) as shelf:
+        for i in range(videos):
+            hashes = rng.integers(1, 2**63, (60, 1 + len(MARGINS)), np.uint64)
+            words = rng.integers(1, 2**32, 960, np.uint32)
+            shelf.put(str(i), Prints(np.arange(60, dtype=np.uint32), hashes[:, 0], words, hashes[:, 1:]).pack())
+        known = [dedupe.Known(str(i), "", "", shelf) for i in range(videos)]
+        duplicates, _ = dedupe.compare(known, folder)
+    assert not duplicates
+    print(json.dumps([most.mb, time.perf_counter() - start]))
+
+
+def prints(folder: Path, sizes: list[int]) -> dict:
+    out = []
+    print(f"{'videos':>8} {'MB':>8} {'s':>8}")
+    for n in sizes:
+        line = [sys.executable, __file__, "--one-comparison", str(n), "--folder", str(folder)]
+        said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+        mb, seconds = json.loads(said.splitlines()[-1])
+        print(f"{n:8d} {mb:8.1f} {seconds:8.1f}", flush=True)
+        out.append({"videos": n, "anonymous_mb": mb, "wall_s": seconds})
+    return {"sizes": out}
+
+
 def tokens(folder: Path, clips: int) -> dict:
     import torch
     from bench_shards import BATCH, rate, write
@@ -187,14 +241,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4000, help="clips, for tokens")
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one-comparison", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one_size:
         return one_size(args.folder, args.one_size, args.processes)
+    if args.one_comparison:
+        return one_comparison(args.folder, args.one_comparison)
     measure = {
         "rates": lambda folder: rates(folder, args.videos),
         "workers": lambda folder: workers(folder, args.videos),
         "memory": lambda folder: memory(folder, args.sizes, args.processes),
+        "prints": lambda folder: prints(folder, args.sizes),
         "tokens": lambda folder: tokens(folder, args.tokens),
     }
     for part in args.only:

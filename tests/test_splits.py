@@ -41,8 +41,8 @@ def looks_like(a: Known, bits) -> Prints:
 
 def test_a_relative_without_one_equal_part_is_found_for_held_out_videos():
     a = known("a", quality=2.0)
-    b = known("b", prints=sounds_like(a, [9]))
-    c = known("c", prints=looks_like(a, [3, 40]))  # one bit in each half
+    b = known("b", where=sounds_like(a, [9]))
+    c = known("c", where=looks_like(a, [3, 40]))  # one bit in each half
     rows = [a, b, c, *(known(f"v{i}") for i in range(20))]
     duplicates, group = dedupe.compare(rows)
     assert not duplicates
@@ -59,7 +59,7 @@ def test_a_relative_without_one_equal_part_is_found_for_held_out_videos():
 
 def test_two_held_out_relatives_never_stay_in_two_splits():
     a = known("a", quality=9.0)
-    b = known("b", quality=8.0, prints=sounds_like(a, [9]))
+    b = known("b", quality=8.0, where=sounds_like(a, [9]))
     rows = [a, b, *(known(f"v{i}") for i in range(6))]
     _, group = dedupe.compare(rows)
     assert {x.by for x in splits.leaks(rows, dedupe.hold_out(rows, group, 1, 1))} == {"sound"}
@@ -121,7 +121,7 @@ def test_names_leak_too(kind):
 
 def test_empty_fingerprints_are_nobodys_relatives():
     empty = Prints(np.arange(4, dtype=np.uint32), np.zeros(4, np.uint64), np.zeros(50, np.uint32))
-    rows = [known(n, prints=empty) for n in "ab"] + [known(n, prints=Prints()) for n in "cd"]
+    rows = [known(n, where=empty) for n in "ab"] + [known(n, where=Prints()) for n in "cd"]
     assert splits.leaks(rows, ["val", "train", "test", "train"]) == []
     assert splits.leaks([], []) == []
     assert dedupe.compare(rows) == ({}, [0, 1, 2, 3])
@@ -133,7 +133,7 @@ def test_what_is_looked_up_is_what_comparing_all_pairs_finds():
         mine, n = rows[i].prints, 4 * (i - 10)
         words = np.concatenate([mine.words[: N_WORDS - n], rows[0].prints.words[:n]])
         hashes = np.concatenate([mine.hashes[: N_PICTURES - n // 4], rows[0].prints.hashes[: n // 4]])
-        rows[i] = dataclasses.replace(rows[i], prints=Prints(mine.times, hashes, flip(words, [i])))
+        rows[i] = dataclasses.replace(rows[i], where=Prints(mine.times, hashes, flip(words, [i])))
     found = {(x.other, x.by) for x in splits.leaks(rows, ["test", *["train"] * 39])}
     want = {(i, "picture") for i in range(1, 40) if same_picture(rows[0].prints, rows[i].prints)}
     want |= {(i, "sound") for i in range(1, 40) if same_sound(rows[0].prints, rows[i].prints)}

@@ -304,7 +304,7 @@ def _compare(videos: list[Video], found: dict[str, dict], before: dedupe.Before,
     """id → split of the videos that stay; the others go to the ledger."""
     here = [v for v in videos if v.id in found]
     options, result, folder = work.tools.options, work.result, work.out / WORK
-    known = [dedupe.known_of(v, found[v.id], work.prints[v.id]) for v in here]
+    known = [dedupe.known_of(v, found[v.id], work.prints) for v in here]
     duplicates, group = dedupe.compare(known, folder)
     duplicates = originals(known, duplicates, before) if any(options.held) else duplicates
     for i in sorted(duplicates):

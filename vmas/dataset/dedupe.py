@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmas.dataset.fingerprints import Prints, same_picture, same_sound
+from vmas.dataset.fingerprints import Prints, Shelf, same_picture, same_sound
 
 if TYPE_CHECKING:
     from vmas.dataset.manifest import Video
@@ -29,16 +29,24 @@ HITS = 2  # equal parts from which on two videos are compared; one happens by ch
 
 @dataclass(frozen=True)
 class Known:
-    """What is compared of one video. `quality` ranks the held-out ones, higher first."""
+    """What is compared of one video. `quality` ranks the held-out ones, higher first.
+
+    `where` are its fingerprints, or the shelf on which they lie under its id: arrays of millions of videos, each with
+    its head of some hundred bytes, would fill the memory again.
+    """
 
     id: str
     video: str
     track: str  # artist and track, "" where unknown
-    prints: Prints = field(default_factory=Prints)
+    where: Prints | Shelf = field(default_factory=Prints)
     quality: float = 0.0
 
+    @property
+    def prints(self) -> Prints:
+        return self.where if isinstance(self.where, Prints) else self.where[self.id]
 
-def known_of(video: "Video", found: dict, prints: Prints) -> Known:
+
+def known_of(video: "Video", found: dict, prints: Prints | Shelf) -> Known:
     """Of a video, what `stages.fingerprint` found of it, and its fingerprints."""
     quality = found.get("quality", 1 - found.get("similarity", 0.0))
     return Known(video.id, video.video, track_key(video.artist, video.track), prints, quality)
@@ -118,11 +126,11 @@ def compare(known: Sequence[Known], folder=None) -> tuple[dict[int, int], list[i
             if name:
                 join(first.setdefault((kind, name), i), i)
     duplicates: dict[int, int] = {}
-    prints = [k.prints for k in known]
-    keys = ((p.picture_keys() for p in prints), (p.sound_keys() for p in prints))
+    keys = ((k.prints.picture_keys() for k in known), (k.prints.sound_keys() for k in known))
     found = [Index(k, folder).pairs() for k in keys]
     for i, j in np.unique(np.concatenate(found), axis=0).tolist():
-        picture, sound = same_picture(prints[i], prints[j]), same_sound(prints[i], prints[j])
+        a, b = known[i].prints, known[j].prints
+        picture, sound = same_picture(a, b), same_sound(a, b)
         if picture or sound:
             join(i, j)
         if picture and sound:
