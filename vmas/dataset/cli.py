@@ -82,8 +82,9 @@ def build(
     """Videos → WebDataset shards of clips with music, tokens and beat weights; a ledger says what was left out.
 
     What fails on one video or clip is recorded, and the run goes on; unless the file itself is the fault, it is tried
-    again when the command is given again. The run stops when more than 5% of its videos, or of its clips, fail, and more
-    than one: one alone never stops it. A full disk or memory stops it too, and the same command then goes on from there.
+    again when the command is given again. The run stops when more than 5% of its videos, or of its clips, fail, and
+    more than one: one alone never stops it. A full disk or memory stops it too, and the same command then goes on from
+    there.
     """
     from vmas import config
     from vmas.dataset.build import build as build_dataset
