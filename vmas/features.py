@@ -22,7 +22,7 @@ import numpy as np
 from vmas import paths
 from vmas.config import Profile, sha256
 from vmas.errors import DataError
-from vmas.pools import processes
+from vmas.pools import cores, processes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +155,7 @@ def build_split(
         target = folder / f"{name}.npy"
         mode = "r+" if done and target.is_file() else "w+"
         arrays[name] = np.lib.format.open_memmap(target, mode=mode, dtype=dtype, shape=shape)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     hide = None if progress else True
     bar = tqdm(total=len(files), initial=done, desc=f"features {split}", unit="clip", disable=hide)
     with _workers(workers, len(files) - done, pool) as pool, bar:
@@ -230,7 +230,7 @@ def load_music(profile: Profile, codec, workers: int | None = None, progress: bo
     hide = None if progress else True
     bar = tqdm(total=total, initial=done, desc="music", unit="clip", disable=hide)
     render = partial(_render, profile=profile)
-    with _workers(workers or os.cpu_count() or 1, total - done) as pool, bar, torch.inference_mode():
+    with _workers(workers or cores(), total - done) as pool, bar, torch.inference_mode():
         for start in range(done, total, CHUNK):
             some = range(start, min(start + CHUNK, total))
             waves = np.stack(list(pool.map(render, some, chunksize=8) if pool else map(render, some)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vmas.config import CorpusConfig, Profile, sha256
 from vmas.corpus.spec import DRAWS, SPLITS, ClipSpec, clip_id, parse_id, sample_spec
 from vmas.errors import DataError, UsageError, VmasError, nearest
-from vmas.pools import processes
+from vmas.pools import cores, processes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +135,7 @@ def _make_files(out: Path, profile: Profile, names: list[str], workers: int | No
         return set()
     clip = profile.clip
     work = partial(_write, out=str(out), cfg=profile.corpus, seconds=clip.seconds, sample_rate=clip.sample_rate)
-    workers = min(workers or os.cpu_count() or 1, len(todo))
+    workers = min(workers or cores(), len(todo))
     bar = tqdm(total=len(todo), desc="corpus", unit="clip", disable=None if progress else True)
 
     def note(results) -> None:

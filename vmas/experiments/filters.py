@@ -24,6 +24,7 @@ from vmas.errors import DataError
 from vmas.experiments import dirty, reuploads
 from vmas.metrics.intervals import resamples, wilson
 from vmas.metrics.similarity import THRESHOLD
+from vmas.pools import cores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +117,6 @@ def run(
 
     Raises DataError, CheckpointError without the tagger's weights, WeightsUnavailable without the separator's.
     """
-    import os
 
     import pandas as pd
 
@@ -124,7 +124,7 @@ def run(
 
     say("dirty corpus")
     made = dirty.make(profile, workers, progress)
-    o, workers = options(profile, checkpoints, separator), workers or os.cpu_count() or 1
+    o, workers = options(profile, checkpoints, separator), workers or cores()
     out = folder(profile, checkpoints, separator)
     build(made.videos, out, o, workers, progress=progress, say=say, update=True)  # the folder is this build's own
     names = [f.name for f in dataclasses.fields(Found)]
