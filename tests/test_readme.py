@@ -7,6 +7,7 @@ import pytest
 from vmas import paths
 from vmas.experiments import registry, runner
 from vmas.records import Record
+from vmas.report import sweeps
 
 TEST = "corpus, test (stands for DISCO-MV)"
 ALIGN = "MV Align (2025, 9.6 fps)"
@@ -97,6 +98,9 @@ def test_cleaning(told, swept):
     fad, align = ([value(r, c, m) for c in ("similarity", "dirty")] for m in ("FAD (codec)", ALIGN))
     seeds = len(r.extra["seeds"]["dirty"])
     gap = difference(r, "similarity", "FAD (codec)")
-    assert f"FAD is {fad[0]:.1f}, with all {fad[1]:.1f} {gap} {seeds} seeds)" in told
+    assert f"FAD is {fad[0]:.1f}, with all {fad[1]:.1f} {gap} {seeds} seeds;" in told
+    found = sweeps.gains(r)
+    verdicts = set(found[(found.dataset == TEST) & (found.condition == "similarity")].verdict)
+    assert (verdicts == {"no difference shown"}) == ("No difference is shown." in told)
     assert f"MV Align {share(align[0])} against {share(align[1])}" in told
     assert {min(run, key=lambda x: x["loss"])["step"] for runs in r.extra["curves"].values() for run in runs} == {150}

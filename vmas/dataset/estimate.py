@@ -27,12 +27,18 @@ GPU_S_PER_VIDEO = {"clip": 0.05}
 # (AVX2) with videos of 640 x 360 and the paper's clips; genre and tokens with the mini profile's models
 # (`bench_dataset.py --only rates`, benchmarks/results/dataset.json). "video_hours_per_core_hour" of a first run's
 # `timings.json` says what another machine needs.
-CORE_S_LOOKED = {"probe": 0.2, "similarity": 18.0, "duplicates": 5.0}
-CORE_S_MADE = {"segments": 226.0, "vocals": 403.0, "genre": 11.0, "tokens": 20.0, "beats": 511.0, "shards": 63.0}
+CORE_S_LOOKED = {"probe": 0.1, "decode": 8.7, "similarity": 0.1, "duplicates": 2.3}
+CORE_S_MADE = {
+    "segments": 109.0,
+    "vocals": 158.0,
+    "genre": 6.0,
+    "tokens": 12.1,
+    "beats": 308.0,
+    "onsets": 3.2,
+    "shards": 29.8,
+}
 STAGE_OF = {"clip": "similarity", "demucs": "vocals", "clap": "genre", "encodec": "tokens", "raft": "beats"}
-# Of a stage whose model runs on a GPU a core still has to do: decoding. Similarity is hardly more than that; RAFT's
-# pictures come from `segments`, unless they are of another size and decoded again, which costs as much as there.
-DECODING = {"similarity": CORE_S_LOOKED["similarity"], "beats": CORE_S_MADE["segments"]}
+FOR = {"decode": ("similarity", "duplicates"), "onsets": ("beats",)}  # whose pictures and music beats they are
 ALWAYS = ("probe", "segments", "shards")
 
 
@@ -62,13 +68,14 @@ def estimate(videos: Sequence[Video], options: Options) -> str:
     used = [m for m, yes in models.items() if yes]
     gpu = sum(GPU_S_PER_HOUR.get(m, 0.0) * hours + GPU_S_PER_VIDEO.get(m, 0.0) * len(videos) for m in used)
     on_gpu = {STAGE_OF[m] for m in used}
-    decoded = {"similarity"} | ({"beats"} if p.clip.flow_size != p.clip.img_size else set())
 
     def core_s(stages: dict[str, float]) -> float:
-        left = {k: DECODING[k] if k in decoded else 0.0 for k in on_gpu}
-        return sum(left.get(k, s) for k, s in stages.items() if k in ALWAYS or options.runs(k))
+        run = (k for k in stages if k in ALWAYS or any(map(options.runs, FOR.get(k, (k,)))))
+        return sum(stages[k] for k in run if k not in on_gpu)
 
-    core = core_s(CORE_S_LOOKED) * len(videos) * mean / 3600 + core_s(CORE_S_MADE) * hours
+    # Flow of another size than the clip's pictures has them decoded once more.
+    again = CORE_S_MADE["segments"] if options.runs("beats") and p.clip.flow_size != p.clip.img_size else 0.0
+    core = core_s(CORE_S_LOOKED) * len(videos) * mean / 3600 + (core_s(CORE_S_MADE) + again) * hours
     lines = [
         f"videos        {len(videos)} ({len(here)} on this machine), {len(videos) * mean / 3600:.1f} h ({said})",
         f"clips         {total} of {p.clip.seconds:g} s before the filter",
