@@ -1,7 +1,7 @@
 """The dataset builder: speed per stage, one process against two, memory as the dataset grows, clips read.
 
     python benchmarks/bench_dataset.py [--only rates workers memory prints tokens] [--json FILE] [--videos 8]
-                                       [--sizes 1000 20000] [--processes 2] [--tokens 4000]
+                                       [--sizes 1000 20000] [--processes 1 2] [--tokens 4000]
 
 rates    Video of 640 x 360 pixels and the paper's clips (without tokens, flow of Farneback), and videos of the
          procedural corpus (64 pixels, the mini profile's clips, its tagger and codec), one process: hours of video per
@@ -24,6 +24,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,13 +143,17 @@ class Largest(threading.Thread):
         self.join()
 
 
-def memory(folder: Path, sizes: list[int], processes: int) -> dict:
+def memory(folder: Path, sizes: list[int], processes: list[int]) -> dict:
     import numpy as np
 
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (TINY_S * 8, 16, 16, 3), np.uint8)
     media.write_clip(folder / "tiny.mp4", frames, 8, rng.normal(0, 0.1, (1, TINY_S * 32000)).astype(np.float32), 32000)
-    print(f"{'clips':>8} {'driver, MB':>12} {'worker, MB':>12}")
+    return {str(k): _memory(folder, sizes, k) for k in processes}
+
+
+def _memory(folder: Path, sizes: list[int], processes: int) -> dict:
+    print(f"{processes} processes\n{'clips':>8} {'driver, MB':>12} {'worker, MB':>12}")
     out = []
     for n in sizes:
         line = [sys.executable, __file__, "--one-size", str(n), "--folder", str(folder), "--processes", str(processes)]
@@ -157,9 +162,13 @@ def memory(folder: Path, sizes: list[int], processes: int) -> dict:
         kept, driver, worker = json.loads(said.splitlines()[-1])
         print(f"{kept:8d} {driver:12.1f} {worker:12.1f}", flush=True)
         out.append({"clips": kept, "driver_mb": driver, "worker_mb": worker, "wall_s": time.perf_counter() - start})
-    growth = out[-1]["driver_mb"] / out[0]["driver_mb"]
-    print(f"driver at {out[-1]['clips']} clips: {growth:.3f} of that at {out[0]['clips']}")
-    return {"processes": processes, "sizes": out, "driver_growth": growth}
+        shutil.rmtree(folder / f"tiny{n}")
+    first, last = out[0], out[-1]
+    growth = {k: last[k] / first[k] for k in ("driver_mb", "worker_mb") if first[k]}
+    print(
+        ", ".join(f"{k[:-3]} at {last['clips']} clips: {g:.3f} of that at {first['clips']}" for k, g in growth.items())
+    )
+    return {"sizes": out, "growth": growth}
 
 
 class Anonymous(threading.Thread):
@@ -237,7 +246,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--videos", type=int, default=8, help="of the corpus, for rates and workers")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 20000], help="clips, for memory")
-    parser.add_argument("--processes", type=int, default=2, help="for memory")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="for memory")
     parser.add_argument("--tokens", type=int, default=4000, help="clips, for tokens")
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)
@@ -245,7 +254,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one_size:
-        return one_size(args.folder, args.one_size, args.processes)
+        return one_size(args.folder, args.one_size, args.processes[0])
     if args.one_comparison:
         return one_comparison(args.folder, args.one_comparison)
     measure = {

@@ -110,3 +110,17 @@ def test_models_on_a_gpu_leave_the_decoding_to_the_cores():
     assert hours("core-hours", skip=beats) - plain == pytest.approx(onsets, abs=0.11)  # RAFT's pictures are the clip's
     again = hours("core-hours", skip=beats, profile={"clip": {"flow_size": 128}})
     assert again - plain == pytest.approx(onsets + made["segments"] * kept / 3600, abs=0.11)
+
+
+def test_the_papers_models_at_the_papers_size_by_hand():
+    options = Options(config.load("paper"), frames="clip", vocals="demucs", genre="clap")
+    costs = estimate.expected(options, 240.0)
+    one, _, many = estimate.extrapolate(costs).itertuples()
+    gpu = (0.05 * 15.3e6 + (60 + 10 + 15 + 720) * 47_000) / 3600
+    looked, made = estimate.CORE_S_LOOKED, estimate.CORE_S_MADE
+    core = sum(looked[k] for k in ("probe", "decode", "duplicates")) * 240 / 3600 * 15.3e6
+    core += sum(made[k] for k in ("segments", "onsets", "shards")) * 47_000
+    assert one[3] == pytest.approx(gpu)
+    assert one[2] == pytest.approx(core / 3600)
+    assert one.days == pytest.approx(max(core / 3600 / 64, gpu / 8) / 24)
+    assert many.days == pytest.approx(one.days / 64)

@@ -58,24 +58,12 @@ def estimate(videos: Sequence[Video], options: Options) -> str:
     total = round(len(videos) * clips)
     kept = round(total * share)
     hours = kept * p.clip.seconds / 3600
-    size = p.clip.fps * p.clip.img_size**2 * MP4_BYTES + p.clip.sample_rate * FLAC_BYTES
-    gigabytes = kept * (size * p.clip.seconds + ARRAY_BYTES) / 1e9
-    models = {"clip": options.runs("similarity") and options.frames == "clip"}
-    models |= {"demucs": options.runs("vocals") and options.vocals == "demucs"}
-    models |= {"clap": options.runs("genre") and options.genre == "clap"}
-    models |= {"encodec": options.runs("tokens") and p.codec.kind == "encodec"}
-    models |= {"raft": options.runs("beats") and p.clip.flow_method == "raft"}
-    used = [m for m, yes in models.items() if yes]
-    gpu = sum(GPU_S_PER_HOUR.get(m, 0.0) * hours + GPU_S_PER_VIDEO.get(m, 0.0) * len(videos) for m in used)
-    on_gpu = {STAGE_OF[m] for m in used}
-
-    def core_s(stages: dict[str, float]) -> float:
-        run = (k for k in stages if k in ALWAYS or any(map(options.runs, FOR.get(k, (k,)))))
-        return sum(stages[k] for k in run if k not in on_gpu)
-
-    # Flow of another size than the clip's pictures has them decoded once more.
-    again = CORE_S_MADE["segments"] if options.runs("beats") and p.clip.flow_size != p.clip.img_size else 0.0
-    core = core_s(CORE_S_LOOKED) * len(videos) * mean / 3600 + (core_s(CORE_S_MADE) + again) * hours
+    costs = expected(options, mean)
+    gigabytes = costs.bytes_hour * hours / 1e9
+    core, gpu = (
+        costs.core_s_video * len(videos) + costs.core_s_hour * hours,
+        costs.gpu_s_video * len(videos) + costs.gpu_s_hour * hours,
+    )
     lines = [
         f"videos        {len(videos)} ({len(here)} on this machine), {len(videos) * mean / 3600:.1f} h ({said})",
         f"clips         {total} of {p.clip.seconds:g} s before the filter",
@@ -97,6 +85,34 @@ class Costs:
     core_s_hour: float
     gpu_s_hour: float
     bytes_hour: float
+
+
+def expected(options: Options, seconds: float) -> Costs:
+    """Costs before anything is built, of videos `seconds` long, from the rates above: the cores' were measured, a GPU's
+    are assumed."""
+    p = options.profile
+    models = {"clip": options.runs("similarity") and options.frames == "clip"}
+    models |= {"demucs": options.runs("vocals") and options.vocals == "demucs"}
+    models |= {"clap": options.runs("genre") and options.genre == "clap"}
+    models |= {"encodec": options.runs("tokens") and p.codec.kind == "encodec"}
+    models |= {"raft": options.runs("beats") and p.clip.flow_method == "raft"}
+    used = [m for m, yes in models.items() if yes]
+    on_gpu = {STAGE_OF[m] for m in used}
+
+    def core_s(stages: dict[str, float]) -> float:
+        run = (k for k in stages if k in ALWAYS or any(map(options.runs, FOR.get(k, (k,)))))
+        return sum(stages[k] for k in run if k not in on_gpu)
+
+    # Flow of another size than the clip's pictures has them decoded once more.
+    again = CORE_S_MADE["segments"] if options.runs("beats") and p.clip.flow_size != p.clip.img_size else 0.0
+    size = p.clip.fps * p.clip.img_size**2 * MP4_BYTES + p.clip.sample_rate * FLAC_BYTES  # of a second
+    return Costs(
+        core_s(CORE_S_LOOKED) * seconds / 3600,
+        sum(GPU_S_PER_VIDEO.get(m, 0.0) for m in used),
+        core_s(CORE_S_MADE) + again,
+        sum(GPU_S_PER_HOUR.get(m, 0.0) for m in used),
+        3600 * (size + ARRAY_BYTES / p.clip.seconds),
+    )
 
 
 def measured(timings: dict[str, Any], source="timings") -> Costs:
