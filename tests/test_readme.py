@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from vmas import paths
-from vmas.experiments import registry, runner
+from vmas.experiments import registry, runner, table5
 from vmas.records import Record
 from vmas.report import sweeps
 
@@ -46,9 +47,10 @@ def test_numbers_of_trainings(told, swept):
     n = {c: len(seeds) for r in swept.values() for c, seeds in r.extra["seeds"].items()}
     words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
     few, clean = words[n["baseline"]], words[n["dirty"]]
-    assert f"{few} of the baseline and of the contrast, {clean} of both cleaning rows, one of all" in told
-    assert (n["baseline"], n["dirty"]) == (n["contrastive"], n["similarity"])
-    assert {v for c, v in n.items() if c not in ("baseline", "contrastive", "dirty", "similarity")} == {1}
+    assert f"{few} of each of Table 5's three rows, {clean} of both cleaning rows, one of all" in told
+    assert n["baseline"] == n["contrastive"] == n["beats"]
+    assert n["dirty"] == n["similarity"]
+    assert {v for c, v in n.items() if c not in (*table5.PAPER, "dirty", "similarity")} == {1}
 
 
 def test_contrast(told, swept):
@@ -63,8 +65,11 @@ def test_beat_weights(told, swept):
     assert f"FAD {value(r, 'beats', 'FAD (codec)'):.0f}, MV Align {share(value(r, 'beats', ALIGN))}" in told
     chance = next(x for x in r.rows if (x.system, x.dataset, x.metric) == ("+ beat weighting (literal)", TEST, ALIGN))
     assert f"at a chance of {share(chance.chance or 0)}" in told
-    (curve,) = r.extra["curves"]["beats"]
-    first, last = curve[0], curve[-1]
+    found = r.extra["differences"]["beats"]
+    less = next(g for g in found if (g["dataset"], g["metric"]) == (TEST, ALIGN))
+    assert f"baseline's by {share(-less['difference'])} [{share(-less['hi'])}, {share(-less['lo'])}]" in told
+    runs = r.extra["curves"]["beats"]
+    first, last = ({k: np.mean([run[at][k] for run in runs]) for k in ("L_c", "ce")} for at in (0, -1))
     fall, rise = (f"from {first[k]:.2f} to {last[k]:.2f}" for k in ("L_c", "ce"))
     assert f"L_c falls {fall} while the cross-entropy rises {rise}" in told
     over, less = ([value(r, c, m) for m in ("FAD (codec)", ALIGN)] for c in ("normalised", "beta"))

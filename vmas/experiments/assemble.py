@@ -14,6 +14,14 @@ from vmas.metrics.intervals import MeanCI
 from vmas.records import Record, Row
 
 BETTER = {"up": 1, "down": -1}
+# What a metric can be, by the beginning of its name; of a wide interval over few seeds the rest is cut off.
+RANGE = {
+    "FAD": (0.0, np.inf),
+    "KL": (0.0, np.inf),
+    "MV Align": (0.0, 1.0),
+    "Tagger": (0.0, 1.0),
+    "Onsets": (0.0, np.inf),
+}
 
 
 def clips(found: Sequence[Record], dataset: str, metric: str) -> np.ndarray:
@@ -41,6 +49,8 @@ def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> lis
             value = float(values.mean())
             within = [r.ci95 or (np.nan, np.nan) for r in same]
             ci = intervals.seeds_and_clips(values, np.array(within, float))
+        lowest, highest = next((v for k, v in RANGE.items() if first.metric.startswith(k)), (-np.inf, np.inf))
+        ci = float(np.maximum(ci[0], lowest)), float(np.minimum(ci[1], highest))
         chances = [r.chance for r in same if r.chance is not None]
         out.append(
             Row(
@@ -49,7 +59,7 @@ def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> lis
                 first.metric,
                 first.direction,
                 value,
-                ci if ci is not None and np.isfinite(ci).all() else None,
+                ci if np.isfinite(ci).all() else None,
                 first.n,
                 len(found),
                 float(np.mean(chances)) if chances else None,

@@ -88,7 +88,7 @@ def curves(record: Record) -> "Figure":
     labels = dict(zip(record.extra["curves"], _labels(record), strict=True))
     dashes = ["-", "--", ":", "-."]
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
-        fig = Figure(figsize=(11, 3.2), layout="constrained")
+        fig = Figure(figsize=(11, 3.5), layout="constrained")
         for ax, (field, unit) in zip(fig.subplots(1, len(CURVES)), CURVES.items(), strict=True):
             seen: dict[str, int] = {}
             for name, runs in record.extra["curves"].items():
@@ -105,7 +105,8 @@ def curves(record: Record) -> "Figure":
             ax.set_xlabel("updates of stage 2")
             ax.set_ylabel(f"validation {unit}")
             sns.despine(ax=ax)
-        fig.axes[0].legend(frameon=False, fontsize=7)
+        lines, names = fig.axes[0].get_legend_handles_labels()
+        fig.legend(lines, names, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
     return fig
 
 
