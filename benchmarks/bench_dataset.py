@@ -30,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -114,33 +115,52 @@ def one_size(folder: Path, clips: int, processes: int) -> None:
     profile = config.load("smoke", TINY)
     rows = [Video(f"r{i}", str(folder / "tiny.mp4"), f"r{i}") for i in range(-(-clips // TINY_S))]
     options = Options(profile, skip=OPTIONAL, shard_size=100)
-    workers = Largest()
-    with workers:
+    with Most(largest_child, 0.2) as workers:
         done = build(rows, folder / f"tiny{clips}", options, workers=processes, progress=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps([sum(done.kept.values()), peak, workers.mb]))
 
 
-class Largest(threading.Thread):
-    """While the `with` block runs: the most memory of its own (USS) that a process begun by this one had, MB."""
+class Most(threading.Thread):
+    """While the `with` block runs: the most MB that `read` gave, asked every `every` seconds."""
 
-    def __init__(self):
+    def __init__(self, read: Callable[[], float], every: float):
         super().__init__(daemon=True)
-        self.mb, self.over = 0.0, threading.Event()
+        self.read, self.every, self.mb, self.over = read, every, 0.0, threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(0.2):
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    self.mb = max(self.mb, process.memory_full_info().uss / 2**20)
+        while not self.over.wait(self.every):
+            self.mb = max(self.mb, self.read())
 
-    def __enter__(self) -> "Largest":
+    def __enter__(self) -> "Most":
         self.start()
         return self
 
     def __exit__(self, *error) -> None:
         self.over.set()
         self.join()
+
+
+def largest_child() -> float:
+    """MB of its own (USS) that the largest process begun by this one has."""
+    most = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            most = max(most, process.memory_full_info().uss / 2**20)
+    return most
+
+
+def anonymous() -> float:
+    """MB of this process that no file backs."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def child(folder: Path, *args) -> list[float]:
+    """What this script prints last, as JSON, in a process of its own with these arguments."""
+    line = [sys.executable, __file__, "--folder", str(folder), *map(str, args)]
+    said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    return json.loads(said.splitlines()[-1])
 
 
 def memory(folder: Path, sizes: list[int], processes: list[int]) -> dict:
@@ -156,10 +176,8 @@ def _memory(folder: Path, sizes: list[int], processes: int) -> dict:
     print(f"{processes} processes\n{'clips':>8} {'driver, MB':>12} {'worker, MB':>12}")
     out = []
     for n in sizes:
-        line = [sys.executable, __file__, "--one-size", str(n), "--folder", str(folder), "--processes", str(processes)]
         start = time.perf_counter()
-        said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
-        kept, driver, worker = json.loads(said.splitlines()[-1])
+        kept, driver, worker = child(folder, "--one-size", n, "--processes", processes)
         print(f"{kept:8d} {driver:12.1f} {worker:12.1f}", flush=True)
         out.append({"clips": kept, "driver_mb": driver, "worker_mb": worker, "wall_s": time.perf_counter() - start})
         shutil.rmtree(folder / f"tiny{n}")
@@ -171,27 +189,6 @@ def _memory(folder: Path, sizes: list[int], processes: int) -> dict:
     return {"sizes": out, "growth": growth}
 
 
-class Anonymous(threading.Thread):
-    """While the `with` block runs: the most memory of this process that no file backs, MB."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.mb, self.over = 0.0, threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(0.02):
-            status = Path("/proc/self/status").read_text(encoding="ascii")
-            self.mb = max(self.mb, int(status.split("RssAnon:")[1].split()[0]) / 1024)
-
-    def __enter__(self) -> "Anonymous":
-        self.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.over.set()
-        self.join()
-
-
 def one_comparison(folder: Path, videos: int) -> None:
     """In a process of its own: peak memory in MB and seconds of comparing `videos`, as JSON."""
     import numpy as np
@@ -200,7 +197,7 @@ def one_comparison(folder: Path, videos: int) -> None:
     from vmas.dataset.fingerprints import MARGINS, Prints, Shelf
 
     rng, start = np.random.default_rng(0), time.perf_counter()
-    with Anonymous() as most, contextlib.closing(Shelf(folder)) as shelf:
+    with Most(anonymous, 0.02) as most, contextlib.closing(Shelf(folder)) as shelf:
         for i in range(videos):
             hashes = rng.integers(1, 2**63, (60, 1 + len(MARGINS)), np.uint64)
             words = rng.integers(1, 2**32, 960, np.uint32)
@@ -215,9 +212,7 @@ def prints(folder: Path, sizes: list[int]) -> dict:
     out = []
     print(f"{'videos':>8} {'MB':>8} {'s':>8}")
     for n in sizes:
-        line = [sys.executable, __file__, "--one-comparison", str(n), "--folder", str(folder)]
-        said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
-        mb, seconds = json.loads(said.splitlines()[-1])
+        mb, seconds = child(folder, "--one-comparison", n)
         print(f"{n:8d} {mb:8.1f} {seconds:8.1f}", flush=True)
         out.append({"videos": n, "anonymous_mb": mb, "wall_s": seconds})
     return {"sizes": out}

@@ -287,11 +287,9 @@ def _all_stages(session: Session, out: Path, share: float, data, state) -> Path:
 
 
 def _began(profile: Profile, record: dict) -> list:
-    """What tells the stage 1 of a run from another's: how long and how fast it was trained, and which bits it gave."""
-    t, e = profile.train, profile.encoder
-    own = [] if profile.decoder.weights else [t.pretrain_steps, t.pretrain_lr]
+    """What `recipe` and the encoder's options leave out of the stage 1 of a run: its length, and which bits it gave."""
     bits = [record.get(name, {}).get("sha256", "") for name in ("motion", "music")]
-    return [*own, *([] if e.weights else [e.motion_steps, e.motion_lr]), *bits]
+    return [0 if profile.decoder.weights else profile.train.pretrain_steps, *bits]
 
 
 def _silent(_: str) -> None:
