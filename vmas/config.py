@@ -294,6 +294,11 @@ def load(profile: str, overrides: dict | None = None) -> Profile:
     return from_dict(Profile, _merge(data, overrides or {}), source=str(path.name))
 
 
+def changed(profile: Profile, overrides: dict) -> Profile:
+    """`profile` with `overrides` as `load` takes them. Raises ConfigError for a bad key or value."""
+    return from_dict(Profile, _merge(dataclasses.asdict(profile), overrides), source=profile.name)
+
+
 def _merge(base: dict, over: dict) -> dict:
     out = dict(base)
     for key, value in over.items():

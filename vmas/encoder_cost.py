@@ -96,9 +96,14 @@ def macs(encoder: VideoEncoder, clips: int = 1) -> dict[str, int]:
     return out
 
 
-def at_paper_scale(model: str, frames: int | None = None) -> VideoEncoder:
-    """One of Table 6's encoders (a key of `PAPER_SCALE`) on the meta device; `frames` in place of its own number."""
+def at_paper_scale(model: str, frames: int | None = None, window: tuple[int, int] | None = None) -> VideoEncoder:
+    """One of Table 6's encoders (a key of `PAPER_SCALE`) on the meta device; `frames` in place of its own number.
+
+    `window` is our encoder's in stage 1 (`STAGE_1_WINDOWS`).
+    """
     sizes = PAPER_SCALE[model] if frames is None else {**PAPER_SCALE[model], "num_frames": frames}
+    if window is not None:
+        sizes = {**sizes, "windows": (window, (7, 7), None, None)}
     with torch.device("meta"), Unfilled():
         return VideoEncoder(**sizes)
 

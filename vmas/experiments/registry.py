@@ -111,7 +111,13 @@ REGISTRY: dict[str, Target] = {
             "09_metrics.ipynb",
             "vmas.experiments.damage",
         ),
-        Target("claims", "Claims", "each sentence of the paper against the records"),
+        Target(
+            "claims",
+            "Claims",
+            "each sentence of the paper that the records can support or contradict, with a verdict by rule",
+            "19_claims.ipynb",
+            "vmas.experiments.claims",
+        ),
     )
 }
 

@@ -280,13 +280,14 @@ def visible(slot: str) -> str:
     return mine.split(",")[index].strip() if mine else str(index)
 
 
-def recorded(target: str, conditions: Sequence[Condition], profile: str) -> dict[str, list[Record]]:
+def recorded(target: str, conditions: Sequence[Condition], profile: Profile | str) -> dict[str, list[Record]]:
     """The records of every condition that still hold, by condition, in the order of the seeds."""
     import re
 
     out: dict[str, list[Record]] = {}
+    cfg = config.load(profile) if isinstance(profile, str) else profile
     for c in conditions:
-        p, name = config.load(profile, c.overrides), f"{target}-{c.name}"
+        p, name = config.changed(cfg, c.overrides), f"{target}-{c.name}"
         seeds = set()
         for place in (records.committed, records.local):
             folder = place(name, p.name, 0).parent

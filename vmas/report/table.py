@@ -265,13 +265,19 @@ def _dot(ax, r: Row, y: int, hollow: bool = False) -> None:
     ax.plot(r.value, y, marker, color=colour, ms=6, mfc=face, mec=edge, mew=1.2 if hollow else 0.6)
 
 
-def save(record: Record, folder, draw: "Callable[[Record], Figure] | None" = None) -> Path:
+def save(
+    record: Record,
+    folder,
+    draw: "Callable[[Record], Figure] | None" = None,
+    tell: Callable[[Record], str] | None = None,
+) -> Path:
     """Write table.md, table.csv, figure.png and result.json, each whole or not at all; returns the folder.
 
-    `draw` makes the figure of a target that has one of its own. Raises DataError when the folder cannot be written.
+    `draw` makes the figure and `tell` the Markdown of a target that has one of its own. Raises DataError when the
+    folder cannot be written.
     """
     folder = Path(folder)
-    records.write_text(folder / "table.md", markdown(record))
+    records.write_text(folder / "table.md", (tell or markdown)(record))
     records.write_text(folder / "table.csv", csv(record))
     records.write_bytes(folder / "figure.png", png((draw or figure)(record)))
     records.write_result(record, folder / "result.json")
