@@ -60,8 +60,13 @@ class Session:
         key = sha256(self.profile.clip, self.profile.corpus, recipe(cfg), stage, versions.of("training"), *parts)
         return paths.cache() / "train" / self.profile.name / f"{stage.name}-seed{self.seed}-{key[:8]}"
 
-    def stage_1(self, task: nn.Module, module: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
+    def stage_1(
+        self, task: nn.Module, module: nn.Module, data: Callable[[], tuple], cfg: TrainConfig, stage: Stage, *parts
+    ) -> dict:
         """`fit` of `task`, whose lasting part is `module`, unless what it learnt lies among the checkpoints.
+
+        `data` gives the training and the validation source, and is asked for them only when something is trained: the
+        further music of stage 1b takes minutes to make.
 
         Runs of one seed on several machines, or on several days, then start from the same bits. With `publish` it is
         put there, in half precision, and read back, so that the run that made it starts from what the others will.
@@ -75,11 +80,11 @@ class Session:
             checkpoint.load_into(module, state, place)
             return {**manifest["training"], "sha256": manifest["sha256"]}
         if PartialState().num_processes > 1:
-            return self.fit(task, data, cfg, stage, *parts)
+            return self.fit(task, data(), cfg, stage, *parts)
         lock = paths.cache() / "locks" / f"{place.name}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):  # runs of a sweep side by side: the first trains, the others find its state
-            record = self.fit(task, data, cfg, stage, *parts)
+            record = self.fit(task, data(), cfg, stage, *parts)
         if self.publish:
             checkpoint.save(place, module.state_dict(), "stage1", {"stage": stage.name}, self.seed, record, half=True)
             return self.stage_1(task, module, data, cfg, stage, *parts)
@@ -111,7 +116,10 @@ def pretrain_encoder(session: Session, data: Data) -> tuple[nn.Module, dict]:
     task = MotionTask(encoder, *MotionTask.statistics(data.flow("train")), data.scenes)
     stage = Stage("motion", e.motion_steps, e.motion_batch, e.motion_lr, e.motion_steps // 10)
     cfg = replace(session.profile.train, optimizer="adamw", pieces_s=(), **STAGE_1)
-    both = data.motion("train"), data.motion("val")
+
+    def both():
+        return data.motion("train"), data.motion("val")
+
     return task.encoder, session.stage_1(task, task.encoder, both, cfg, stage, e, *named(data.keys[0]))
 
 
@@ -130,7 +138,10 @@ def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[n
     stage = Stage(
         "music", cfg.pretrain_steps, cfg.batch_size, cfg.pretrain_lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4)
     )
-    both = data.music("train"), data.music("val")
+
+    def both():
+        return data.music("train"), data.music("val")
+
     # without a condition the time bias has nothing to act on: conditions with and without it share this stage
     parts = replace(p.decoder, time_bias_s=None, row_times="evenly"), codec_sha256, *_own_width(p), *named(data.keys[0])
     return task.decoder, session.stage_1(task, task.decoder, both, replace(cfg, **STAGE_1), stage, *parts)
