@@ -101,9 +101,11 @@ def at_paper_scale(model: str, frames: int | None = None, window: tuple[int, int
 
     `window` is our encoder's in stage 1 (`STAGE_1_WINDOWS`).
     """
-    sizes = PAPER_SCALE[model] if frames is None else {**PAPER_SCALE[model], "num_frames": frames}
+    sizes = dict(PAPER_SCALE[model])
+    if frames is not None:
+        sizes["num_frames"] = frames
     if window is not None:
-        sizes = {**sizes, "windows": (window, (7, 7), None, None)}
+        sizes["windows"] = (window, (7, 7), None, None)
     with torch.device("meta"), Unfilled():
         return VideoEncoder(**sizes)
 
