@@ -209,15 +209,16 @@ def run_sweep(
         if (old := before.get((r.name, r.seed))) and (new := records.find(_local(r), r.key())):
             show(f"{r.name}, seed {r.seed}: {records.compare(new, old)}")
     if force and not seeds:
-        ready = [(r, folder) for r in sweep_runs(target, profile, [0]) if (folder := r.committed)]
+        kept = sweep.PUBLISHED
+        ready = [(r, folder) for r in sweep_runs(target, profile, [kept], only) if (folder := r.committed)]
         if not ready:
-            say(f"{target.name}: no checkpoint of seed 0 is committed; --seeds 1 --force trains its rows again")
+            say(f"{target.name}: no checkpoint of seed {kept} is committed; --seeds 1 --force trains rows again")
         for r, folder in ready:
-            say(f"{r.name}, seed 0: from its committed checkpoint")
+            say(f"{r.name}, seed {kept}: from its committed checkpoint")
             pipeline.parts(cfg, 0, progress, say=say, splits=pipeline.TEST_SPLITS)
             new, old = sweep.judged(r, folder, [r.seed], device, progress), r.record()
             found = records.compare(new, old)
-            show(f"{r.name}, seed 0, its checkpoint with one of {old.rows[0].seeds} sampling seeds: {found}")
+            show(f"{r.name}, seed {kept}, its checkpoint with one of {old.rows[0].seeds} sampling seeds: {found}")
             for line in found.lines[:5]:
                 show(f"  {line}")
     if only:

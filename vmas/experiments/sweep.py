@@ -25,6 +25,7 @@ from vmas.experiments import references, table3
 from vmas.records import Record
 
 STAGES = (*table3.STAGES, "training")
+PUBLISHED = 2  # the seed whose weights go with the repository; what its stage 1 learnt is there too
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Condition:
 
     `paper` is the row of the paper that it stands for, "" for a variant of ours; `share` the share of the
     training clips that it sees; `data` a set of `vmas.experiments.cleaning_data` in place of the corpus's own clips;
-    `published` says that the weights of its seed 0 go with the repository.
+    `published` says that the weights of its seed `PUBLISHED` go with the repository.
     """
 
     name: str
@@ -234,11 +235,11 @@ def execute(
 def keep(record: Record, run: Run, save_record: bool) -> None:
     """Write a run's record to the cache, and among the committed ones when asked to, there with its weights.
 
-    Only the weights of seed 0 are kept, of the conditions that say so: a repository is no place for all.
+    Only the weights of seed `PUBLISHED` are kept, of the conditions that say so: a repository is no place for all.
     """
     records.write(record, records.local(run.name, run.profile.name, run.seed))
     if save_record:
-        if run.condition.published and run.seed == 0:
+        if run.condition.published and run.seed == PUBLISHED:
             checkpoint.copy(run.folder, paths.checkpoints(run.profile.name) / run.folder.name)
         records.write(record, records.committed(run.name, run.profile.name, run.seed))
 

@@ -1,8 +1,11 @@
 """The claims ledger as a table, as text and as a figure."""
 
+import os
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmas import paths
 from vmas.records import Record
 from vmas.report import table
 from vmas.report.table import WIDTH, number
@@ -39,9 +42,14 @@ def evidence(entry: dict[str, Any]) -> list[str]:
     return [f"{what}: {'; '.join(found)}" for what, found in lines.items()]
 
 
-def frame(record: Record) -> "pd.DataFrame":
-    """One line a claim, as text: the columns are `COLUMNS`, the index the claims' names."""
+def frame(record: Record, start: Path | None = None) -> "pd.DataFrame":
+    """One line a claim, as text: the columns are `COLUMNS`, the index the claims' names.
+
+    Links to tables and notebooks are relative to `start`, the ledger's own folder unless given.
+    """
     import pandas as pd
+
+    start = start or paths.target(record.profile, record.target)
 
     lines = [
         (
@@ -49,7 +57,7 @@ def frame(record: Record) -> "pd.DataFrame":
             e["paper"],
             "<br>".join(evidence(e)) or "—",
             f"**{e['verdict']}**",
-            ", ".join(_link(s) for s in e["sources"]) or "—",
+            ", ".join(_link(s, record.profile, start) for s in e["sources"]) or "—",
         )
         for e in record.extra["ledger"]
     ]
@@ -57,9 +65,10 @@ def frame(record: Record) -> "pd.DataFrame":
     return pd.DataFrame(lines, columns=list(COLUMNS), index=index)
 
 
-def _link(source: str) -> str:
-    """From `results/<profile>/claims/` to a target's table, or to a notebook."""
-    return f"[{source}]({f'../../../notebooks/{source}' if source.endswith('.ipynb') else f'../{source}/table.md'})"
+def _link(source: str, profile: str, start: Path) -> str:
+    notebook = source.endswith(".ipynb")
+    to = paths.NOTEBOOKS / source if notebook else paths.target(profile, source) / "table.md"
+    return f"[{source}]({Path(os.path.relpath(to, start)).as_posix()})"
 
 
 def counts(record: Record) -> dict[str, int]:
@@ -153,4 +162,4 @@ def _group(metric: str) -> str:
 
 def _brief(f: dict[str, Any]) -> str:
     text = f"{f['what']}; {f['dataset'].split(' (')[0]}"
-    return text if len(text) <= 84 else f"{text[:81]}..."
+    return text if len(text) <= 92 else f"{text[:89]}..."
