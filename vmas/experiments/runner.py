@@ -198,7 +198,7 @@ def run_sweep(
 
     cfg = config.load(profile)
     todo = sweep_runs(target, profile, seeds, only)
-    before = {(r.name, r.seed): r.record() for r in todo} if todo and _ready(cfg) else {}
+    before = {(r.name, r.seed): r.record() for r in todo} if todo and sweep.ready(cfg) else {}
     wanted = [r for r in todo if force or not before.get((r.name, r.seed))]
     if wanted:
         pipeline.parts(cfg, 0, progress, say=say)
@@ -212,7 +212,8 @@ def run_sweep(
         kept = sweep.PUBLISHED
         ready = [(r, folder) for r in sweep_runs(target, profile, [kept], only) if (folder := r.committed)]
         if not ready:
-            say(f"{target.name}: no checkpoint of seed {kept} is committed; --seeds 1 --force trains rows again")
+            one = f"--only ROW --seed {kept} --save-record"
+            say(f"{target.name}: no checkpoint of seed {kept} is committed; {one} trains and keeps one")
         for r, folder in ready:
             say(f"{r.name}, seed {kept}: from its committed checkpoint")
             pipeline.parts(cfg, 0, progress, say=say, splits=pipeline.TEST_SPLITS)
@@ -269,15 +270,9 @@ def plan_sweep(target: Target, profile: str, seeds: list[int], only: list[str] |
     from vmas.experiments import sweep
 
     title = f"{target.name}, profile {profile}: {target.title}"
-    if not _ready(config.load(profile)):
+    if not sweep.ready(config.load(profile)):
         return f"{title}\n  to do                corpus, codec and tagger, then every run"
     return f"{title}\n{sweep.listing(sweep_runs(target, profile, seeds, only))}"
-
-
-def _ready(cfg: Profile) -> bool:
-    from vmas import checkpoint
-
-    return all((paths.checkpoints(cfg.name) / n / checkpoint.MANIFEST).is_file() for n in ("codec", "tagger"))
 
 
 def _local(run) -> Path:

@@ -281,6 +281,12 @@ def visible(slot: str) -> str:
     return mine.split(",")[index].strip() if mine else str(index)
 
 
+def ready(profile: Profile) -> bool:
+    """Whether the codec and the tagger are there, which the keys of the runs name."""
+    root = paths.checkpoints(profile.name)
+    return all((root / n / checkpoint.MANIFEST).is_file() for n in ("codec", "tagger"))
+
+
 def recorded(target: str, conditions: Sequence[Condition], profile: Profile | str) -> dict[str, list[Record]]:
     """The records of every condition that still hold, by condition, in the order of the seeds."""
     import re

@@ -17,29 +17,39 @@ if TYPE_CHECKING:
 COLUMNS = ("claim", "the paper's evidence (quoted)", "evidence here", "verdict", "record")
 # What a finding says → its colour and marker (Okabe and Ito).
 LOOKS = {"better": ("#009E73", "o"), "worse": ("#D55E00", "X"), "": ("#777777", "s")}
+UNTOLD = "cannot tell: no record of "  # how the verdict of a claim begins for which something is missing
 
 
 def told(f: dict[str, Any]) -> str:
-    """A finding in words: "FAD (codec) +5.376 [+2.276, +8.477], 2 trainings, worse"."""
-    text = f"{f['metric']} {_signed(f['value'])}"
+    """A finding in words: "FAD (codec) +5.376 [+2.276, +8.477], 2 trainings, 300 clips: worse"."""
+    percent = f["metric"].startswith("GFLOPs")
+    text = f"{f['metric'].split(',')[0] if percent else f['metric']} {_signed(f['value'], percent)}"
+    if f["metric"] == "number":
+        text = f"{f['value']:.0f}"
     if f["lo"] is not None and f["hi"] is not None:
-        text += f" [{_signed(f['lo'])}, {_signed(f['hi'])}]"
-    over = [f"{f['seeds']} trainings" if (f["seeds"] or 1) > 1 else ""]
-    over += [f"{f['n']} clips" if f["n"] else ""]
-    return ", ".join([text, *(o for o in over if o), f["found"]])
+        lo, hi = (_signed(f[k], percent) for k in ("lo", "hi"))
+        text += f" ({lo} to {hi} by the windows of stage 1)" if f["readings"] else f" [{lo}, {hi}]"
+    trained = f["seeds"] and f"{f['seeds']} training{'s' * (f['seeds'] > 1)}"
+    over = [x for x in (trained, f["n"] and f"{f['n']} clips") if x]
+    return f"{', '.join([text, *over])}: {f['found']}{'' if f['counts'] else ' (beside, does not count)'}"
 
 
-def _signed(x: float) -> str:
-    text = number(x)
-    return text if text.startswith("-") or not float(text) else f"+{text}"
+def _signed(x: float, percent: bool = False) -> str:
+    text = f"{100 * x:.1f}" if percent else number(x)
+    return f"{text if text.startswith('-') or not float(text) else f'+{text}'}{'%' * percent}"
 
 
 def evidence(entry: dict[str, Any]) -> list[str]:
     """One line a comparison of a claim: what is compared, and its findings."""
     lines: dict[str, list[str]] = {}
     for f in entry["findings"]:
-        lines.setdefault(f"{f['what']}; {f['dataset']}", []).append(told(f))
+        lines.setdefault(f"{f['what']}; {_short(f['dataset'])}", []).append(told(f))
     return [f"{what}: {'; '.join(found)}" for what, found in lines.items()]
+
+
+def _short(dataset: str) -> str:
+    """\"corpus, test (stands for DISCO-MV)\" as \"test\"."""
+    return dataset.split(" (")[0].removeprefix("corpus, ")
 
 
 def frame(record: Record, start: Path | None = None) -> "pd.DataFrame":
@@ -50,7 +60,6 @@ def frame(record: Record, start: Path | None = None) -> "pd.DataFrame":
     import pandas as pd
 
     start = start or paths.target(record.profile, record.target)
-
     lines = [
         (
             f"{e['claim']} ({e['where']})",
@@ -77,21 +86,34 @@ def counts(record: Record) -> dict[str, int]:
     return {v: found.count(v) for v in dict.fromkeys(found)}
 
 
+def summary(record: Record) -> str:
+    """The counts in a line, those that wait for a record told apart."""
+    waits = sum(e["verdict"].startswith(UNTOLD) for e in record.extra["ledger"])
+    parts = [f"{v}: {n}" + (f" ({waits} of them for want of a record)" if v == "cannot tell" and waits else "")
+             for v, n in counts(record).items()]  # fmt: skip
+    return f"{len(record.extra['ledger'])} claims. {'; '.join(parts)}."
+
+
 def footnotes(record: Record) -> list[str]:
     """The rule, how to read the signs, and what the profile's numbers are worth."""
     lines = [record.extra["rule"]]
     lines.append(
-        "A finding is the first row less the second, in the metric's own units: for FAD, KL, similarity and GFLOPs less"
-        " is better, for all others more."
+        '"a against b": a less b in the metric\'s own units, paired where both are rows of a sweep; for FAD, KL, frame'
+        " similarity and GFLOPs less is better. Of the committed model an advantage above 0 means that the music"
+        " follows; a share stands less the paper's."
     )
-    lines += [table.MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows)]
+    if any(f["seeds"] and f["seeds"] > 1 for e in record.extra["ledger"] for f in e["findings"]):
+        lines.append(
+            "Neighbouring training seeds share two of three sampling seeds, so that intervals over trainings are"
+            " somewhat narrow."
+        )
+    lines += [table.MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows) if s != "unavailable"]
     return [*lines, record.extra["note"]] if record.extra.get("note") else lines
 
 
 def markdown(record: Record) -> str:
     """The ledger as Markdown."""
-    total = "; ".join(f"{v}: {n}" for v, n in counts(record).items())
-    parts = [f"# {record.title}, profile {record.profile}", total + ".", frame(record).to_markdown(index=False)]
+    parts = [f"# {record.title}, profile {record.profile}", summary(record), frame(record).to_markdown(index=False)]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in footnotes(record))]) + "\n"
 
 
@@ -102,13 +124,40 @@ def plain(record: Record) -> str:
         lines = [f"{e['name']}: {e['verdict']}", f"  {e['claim']} ({e['where']})", f"  paper: {e['paper']}"]
         lines += [f"  here:  {line}" for line in evidence(e)]
         parts.append("\n".join(textwrap.fill(x, WIDTH, subsequent_indent=" " * 9) for x in lines))
-    parts.append("; ".join(f"{v}: {n}" for v, n in counts(record).items()))
+    parts.append(summary(record))
     parts.append("\n".join(textwrap.fill(x, WIDTH, subsequent_indent="  ") for x in footnotes(record)))
     return "\n\n".join(parts)
 
 
+def drawn(record: Record) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """(claim, finding) by panel, of the findings that have an interval or a range; each comparison once."""
+    panels: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    seen = set()
+    for e in record.extra["ledger"]:
+        for f in e["findings"]:
+            what = (f["what"], f["dataset"], f["metric"])
+            if f["lo"] is not None and what not in seen:
+                seen.add(what)
+                panels.setdefault(_panel(f), []).append((e["name"], f))
+    return panels
+
+
+def _panel(f: dict[str, Any]) -> str:
+    align = "MV Align, intersection over union"
+    names = {
+        "advantage, nats": "likelihood or log-odds, nats",
+        "advantage, IoU": align,
+        "frame similarity": "similarity",
+    }
+    if f["metric"].startswith("MV Align"):
+        return align
+    if f["metric"].startswith("GFLOPs"):
+        return "GFLOPs, share saved (range over the windows of stage 1)"
+    return names.get(f["metric"], f["metric"].replace("advantage, ", ""))
+
+
 def figure(record: Record) -> "Figure":
-    """Every finding that has an interval, one panel a metric; right is in the claim's favour.
+    """Every finding that has an interval, one panel a unit; right is in the claim's favour.
 
     The axis is linear near 0 and logarithmic beyond, since some intervals over two trainings are a hundred times as
     wide as others.
@@ -117,15 +166,12 @@ def figure(record: Record) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, SymmetricalLogLocator
 
-    found = [(e, f) for e in record.extra["ledger"] for f in e["findings"] if f["lo"] is not None]
-    groups: dict[str, list] = {}
-    for e, f in found:
-        groups.setdefault(_group(f["metric"]), []).append((e, f))
-    heights = [len(part) + 1.2 for part in groups.values()]
+    panels = drawn(record)
+    heights = [len(part) + 1.2 for part in panels.values()]
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
-        fig = Figure(figsize=(9, 0.27 * sum(heights) + 0.9), layout="constrained")
-        axes = fig.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-        for ax, (group, part) in zip(axes, groups.items(), strict=True):
+        fig = Figure(figsize=(9.5, 0.25 * sum(heights) + 0.9), layout="constrained")
+        axes = fig.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+        for ax, (unit, part) in zip(axes, panels.items(), strict=True):
             widest = 0.0
             for y, (_, f) in enumerate(part):
                 sign = 1 if f["direction"] == "up" else -1
@@ -135,7 +181,7 @@ def figure(record: Record) -> "Figure":
                 ax.plot([lo, hi], [y, y], color=colour, lw=2.5, alpha=0.5, solid_capstyle="butt")
                 ax.plot(sign * f["value"], y, mark, color=colour, ms=6, mec="white", mew=0.6)
             ax.axvline(0, color="black", lw=0.8)
-            ax.set_yticks(range(len(part)), [f"{e['name']}: {_brief(f)}" for e, f in part], fontsize=7)
+            ax.set_yticks(range(len(part)), [f"{name}: {_brief(f)}" for name, f in part], fontsize=7)
             ax.set_ylim(len(part) - 0.4, -0.6)
             if widest > 50:
                 ax.set_xscale("symlog", linthresh=10)
@@ -143,23 +189,18 @@ def figure(record: Record) -> "Figure":
             else:
                 ax.xaxis.set_major_locator(MaxNLocator(6))
             ax.set_xlim(-1.1 * widest, 1.1 * widest)
-            ax.set_xlabel(f"{group}: gain in the claim's favour", fontsize=8)
+            ax.set_xlabel(f"{unit}: gain in the claim's favour", fontsize=8)
             sns.despine(ax=ax, left=True)
-    head = f"{record.title} ({found[0][1]['status']}); bar: 95% interval; right of 0: as the paper says"
     fig.suptitle(
-        f"{head}\ngreen dot: better, orange cross: worse, grey square: not shown", fontsize=9, x=0.01, ha="left"
+        f"{record.title} (profile {record.profile}); bar: 95% interval; right of 0: as the paper says\n"
+        "green dot: better, orange cross: worse, grey square: not shown, or fewer than three trainings",
+        fontsize=9,
+        x=0.01,
+        ha="left",
     )
     return fig
 
 
-def _group(metric: str) -> str:
-    if metric.startswith(("FAD", "KL", "MV Align")):
-        return metric
-    return {"gain, nats": "likelihood or log-odds, nats", "gain, IoU": "MV Align (2025, 9.6 fps)"}.get(
-        metric, "a share"
-    )
-
-
 def _brief(f: dict[str, Any]) -> str:
-    text = f"{f['what']}; {f['dataset'].split(' (')[0]}"
+    text = f["what"] if f["metric"].startswith(("GFLOPs", "frame")) else f"{f['what']}; {_short(f['dataset'])}"
     return text if len(text) <= 92 else f"{text[:89]}..."
