@@ -124,7 +124,7 @@ def plain(record: Record) -> str:
         lines = [f"{e['name']}: {e['verdict']}", f"  {e['claim']} ({e['where']})", f"  paper: {e['paper']}"]
         lines += [f"  here:  {line}" for line in evidence(e)]
         parts.append("\n".join(textwrap.fill(x, WIDTH, subsequent_indent=" " * 9) for x in lines))
-    parts.append(summary(record))
+    parts.append(textwrap.fill(summary(record), WIDTH, subsequent_indent="  "))
     parts.append("\n".join(textwrap.fill(x, WIDTH, subsequent_indent="  ") for x in footnotes(record)))
     return "\n\n".join(parts)
 
