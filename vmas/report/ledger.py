@@ -143,17 +143,21 @@ def drawn(record: Record) -> dict[str, list[tuple[str, dict[str, Any]]]]:
 
 
 def _panel(f: dict[str, Any]) -> str:
-    align = "MV Align, intersection over union"
-    names = {
-        "advantage, nats": "likelihood or log-odds, nats",
-        "advantage, IoU": align,
-        "frame similarity": "similarity",
-    }
-    if f["metric"].startswith("MV Align"):
+    """What a finding is drawn beside: its metric with the unit."""
+    metric, align = f["metric"], "MV Align, intersection over union"
+    if metric.startswith("MV Align"):
         return align
-    if f["metric"].startswith("GFLOPs"):
+    if metric.startswith(("FAD", "KL")):
+        return f"{metric}, {table.unit(metric)}"
+    if metric.startswith("GFLOPs"):
         return "GFLOPs, share saved (range over the windows of stage 1)"
-    return names.get(f["metric"], f["metric"].replace("advantage, ", ""))
+    return {
+        "advantage, nats": "log-likelihood or log-odds, nats",
+        "advantage, IoU": align,
+        "advantage, share": "share of the slow-down",
+        "frame similarity": "frame similarity (mean cosine)",
+        "free of vocals": "free of vocals, share of clips",
+    }.get(metric, metric)
 
 
 def figure(record: Record) -> "Figure":
