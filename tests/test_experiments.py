@@ -15,7 +15,8 @@ from vmas.experiments.evaluate import Analysis, Evaluator, Reference
 from vmas.experiments.registry import Target
 from vmas.records import Record, Row
 
-DESIGN = "table1 table2 table3 table4 table5 table6 table7 fig2 fig3 fig5 fig6 fig7 fig8 cleaning follow damage claims"
+DESIGN = "table1 table2 table3 table4 table5 table6 table7 fig2 fig3 fig5 fig6 fig7 fig8 cleaning"
+DESIGN += " follow placement damage claims"
 RATE = 32000
 
 

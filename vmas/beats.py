@@ -6,7 +6,7 @@ open; each is a named option, and `LITERAL` reads the paper word by word where t
 case that it does not treat. This module needs numpy and scipy, and librosa for the onsets.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +36,8 @@ class BeatOptions:
     flow_time        time of the flow from frame i to i+1: "end" (i+1)/fps or "mid" (i+0.5)/fps.
     interpolation    "time" on real times, or "stretch" (what `F.interpolate` does; drifts by ±52 ms).
     place            where the weight 1 sits, see `beat_weights`.
+    lead             tokens by which all weights are moved earlier (the paper: 0). Left out of the repr, which is
+                     part of keys made before it was there.
     """
 
     delta: int = 5
@@ -48,6 +50,7 @@ class BeatOptions:
     flow_time: str = "end"
     interpolation: str = "time"
     place: str = "video"
+    lead: int = field(default=0, repr=False)
 
     @classmethod
     def from_config(cls, align: "AlignConfig") -> "BeatOptions":
@@ -58,6 +61,7 @@ class BeatOptions:
             require_positive=align.require_positive,
             flow_time=align.flow_time,
             place=align.place,
+            lead=align.lead,
         )
 
     def but(self, **changes) -> "BeatOptions":
@@ -167,11 +171,14 @@ def video_beats(
     return P_v
 
 
-def beat_weights(P_v: np.ndarray, P_a: np.ndarray, delta: int, alpha: float = 0.05, place: str = "video") -> np.ndarray:
+def beat_weights(
+    P_v: np.ndarray, P_a: np.ndarray, delta: int, alpha: float = 0.05, place: str = "video", lead: int = 0
+) -> np.ndarray:
     """P_av float32 [..., t_a] of eq. 3: 1 where video and music beats meet within δ tokens, α elsewhere.
 
     `place`: "video" puts the 1 on the video beat, as eq. 3 is written; "onset" on each music beat that
-    has a video beat within δ; "dilated" on every token within δ of a matched video beat.
+    has a video beat within δ; "dilated" on every token within δ of a matched video beat. `lead` then moves
+    all of them so many tokens earlier; what falls off the start is lost.
     """
     P_v, P_a = np.asarray(P_v, bool), np.asarray(P_a, bool)
     delta = _whole(delta, "delta")
@@ -184,6 +191,8 @@ def beat_weights(P_v: np.ndarray, P_a: np.ndarray, delta: int, alpha: float = 0.
     else:
         hit = P_v & _dilate(P_a, delta)
         hit = _dilate(hit, delta) if place == "dilated" else hit
+    if lead := min(_whole(lead, "lead"), hit.shape[-1]):
+        hit = np.concatenate([hit[..., lead:], np.zeros_like(hit[..., :lead])], axis=-1)
     return np.where(hit, np.float32(1), np.float32(alpha))
 
 
@@ -195,7 +204,7 @@ def align(
     P_a = np.asarray(P_a, bool)
     O = flow_to_grid(flow, fps, P_a.shape[-1], frame_rate, o.flow_time, o.interpolation)
     P_v = video_beats(O, o.delta, o.require_positive, o.threshold, o.plateau, o.inclusive)
-    P_av = beat_weights(P_v, P_a, o.delta if o.match_delta is None else o.match_delta, o.alpha, o.place)
+    P_av = beat_weights(P_v, P_a, o.delta if o.match_delta is None else o.match_delta, o.alpha, o.place, o.lead)
     return BeatAlignment(O, P_v, P_a, P_av)
 
 

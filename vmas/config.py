@@ -156,6 +156,7 @@ class AlignConfig:
     place: str  # "video" (literal), "onset" or "dilated"
     require_positive: bool  # guard against O = 0
     flow_time: str  # "end" or "mid"
+    lead: int = _later(0)  # tokens by which the weights of eq. 3 are moved earlier
 
 
 @dataclass(frozen=True)

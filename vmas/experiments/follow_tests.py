@@ -13,7 +13,7 @@ import numpy as np
 
 from vmas.config import Profile
 from vmas.errors import DataError
-from vmas.experiments import evaluate, follow_stimuli
+from vmas.experiments import evaluate, follow_stimuli, likelihood
 from vmas.experiments.evaluate import Analysis, Evaluator, Reference
 from vmas.metrics import intervals, mv_align
 from vmas.metrics.intervals import MeanCI
@@ -134,33 +134,13 @@ def point(ci: MeanCI, **about) -> dict[str, Any]:
 
 def token_nats(bench: Bench, X_v, conditioned: bool = True) -> np.ndarray:
     """-log p of the clips' own music, float64 [N,t_a] (sum over codebooks), given X_v [N,T_v,d] or no video."""
-    import torch
-
-    from vmas import losses
-
-    out = np.empty((len(bench), bench.tokens.shape[-1]))
     size = bench.profile.sampling.batch_size
-    with torch.inference_mode():
-        for i in range(0, len(bench), size):
-            codes = torch.from_numpy(np.asarray(bench.tokens[i : i + size], np.int64)).to(bench.model.device)
-            keep = None if conditioned else torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
-            logits = bench.model.decoder.codec_time_logits(codes, X_v[i : i + size], keep)
-            out[i : i + size] = losses.token_nll(logits, codes).sum(1).double().cpu().numpy()
-            bench.done(len(codes))
-    return out
+    return likelihood.token_nats(bench.model, bench.tokens, X_v, conditioned, size, bench.done)
 
 
 def encoded(bench: Bench):
     """X_v [N,T_v,d] of every clip's video."""
-    import torch
-
-    size = bench.profile.sampling.batch_size
-    with torch.inference_mode():
-        parts = [
-            bench.model.encode_video(torch.from_numpy(np.array(bench.frames[i : i + size])).to(bench.model.device))
-            for i in range(0, len(bench), size)
-        ]
-    return torch.cat(parts)
+    return likelihood.encoded(bench.model, bench.frames, bench.profile.sampling.batch_size)
 
 
 def swap(bench: Bench, X_v) -> tuple[Found, np.ndarray]:

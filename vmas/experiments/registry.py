@@ -105,6 +105,13 @@ REGISTRY: dict[str, Target] = {
             "vmas.experiments.follow",
         ),
         Target(
+            "placement",
+            "Where does the video help?",
+            "the likelihood that the video adds, token by token, and how much of it eq. 3's weights cover",
+            "20_where_the_weights_sit.ipynb",
+            "vmas.experiments.placement",
+        ),
+        Target(
             "damage",
             "Do the metrics see damage?",
             "FAD, KL and MV Align of real music that is spoilt more and more",

@@ -2,7 +2,8 @@
 
 A variant changes one thing of the row it starts from; what the paper leaves open is thereby shown, not chosen. What
 is about the weights themselves (place, δ, α) starts from eq. 4 divided by Σw: divided by the number of tokens, every
-change of them also changes how much L_g weighs beside βL_c, and the two could not be told apart.
+change of them also changes how much L_g weighs beside βL_c, and the two could not be told apart. The `lead` rows
+change two things, the place and the time: they were added after `placement` had shown where the video helps.
 """
 
 from vmas.experiments.sweep import Condition
@@ -12,6 +13,8 @@ TITLE = "Table 5. Ablation of video-music alignment"
 BASELINE = {"align": {"contrastive": False, "beat_weighting": False}}
 CONTRASTIVE = {"align": {"contrastive": True, "beat_weighting": False, "temperature": 1.0}}
 LITERAL = {"contrastive": True, "beat_weighting": True, "normalise": "count", "temperature": 1.0, "alpha": 0.05}
+
+LEAD = "where the video helps most, by `placement` on the validation split"
 
 
 def _beat(**align) -> dict:
@@ -50,6 +53,8 @@ CONDITIONS: tuple[Condition, ...] = (
     _over("mid", ", mid frame", about="and the flow put between its two frames", flow_time="mid"),
     _over("dilated", ", dilated", about="weight 1 on t±δ", place="dilated"),
     _over("onset", ", on the onset", about="weight 1 where the music is", place="onset"),
+    _over("lead", ", on the onset, 60 ms earlier", about=LEAD, place="onset", lead=3),
+    _over("lead-.25", ", the same, α = .25", about=LEAD, place="onset", lead=3, alpha=0.25),
     _over("delta-2", ", δ = 2", delta=2),
     _over("delta-10", ", δ = 10", delta=10),
     _over("alpha-.25", ", α = .25", alpha=0.25),
