@@ -204,3 +204,16 @@ def test_broken_flow_and_options():
         video_beats([1.0, 2.0], -1)
     with pytest.raises(UsageError, match="plateau"):
         video_beats([1.0, 2.0], 1, plateau="last")
+
+
+@pytest.mark.parametrize("place", ["video", "onset", "dilated"])
+def test_a_lead_moves_every_weight_earlier(place):
+    P_v, P_a = np.zeros((2, 40), bool), np.zeros((2, 40), bool)
+    P_v[:, [2, 20, 35]] = P_a[:, [3, 21, 34]] = True
+    there = beat_weights(P_v, P_a, 2, 0.1, place)
+    earlier = beat_weights(P_v, P_a, 2, 0.1, place, lead=3)
+    np.testing.assert_array_equal(earlier[:, :-3], there[:, 3:])
+    np.testing.assert_array_equal(earlier[:, -3:], np.float32(0.1))
+    np.testing.assert_array_equal(beat_weights(P_v, P_a, 2, 0.1, place, lead=100), np.float32(0.1))
+    with pytest.raises(UsageError, match="lead"):
+        beat_weights(P_v, P_a, 2, 0.1, place, lead=-1)

@@ -198,3 +198,17 @@ def test_follow_from_nothing(world, capsys):
     assert list(dict.fromkeys(r["dataset"] for r in rows)) == [f"test: {p}" for p in parts]
     assert all(r["status"] == "smoke" and r["n"] <= 4 for r in rows)
     assert (world.parent / "cache" / "notebooks" / "tiny" / "14_does_the_music_follow.ipynb").is_file()
+
+
+@pytest.mark.slow
+def test_placement_from_nothing(world, capsys):
+    """A real model through the counting of its gain, the notebook and the table."""
+    from vmas import cli
+    from vmas.experiments import placement
+
+    assert cli.main(["reproduce", "placement", "--profile", str(world), "--device", "cpu", "-q", "--debug"]) == 0
+    assert placement.TIMES in capsys.readouterr().out
+    out = world.parent / "results" / "tiny" / "placement"
+    rows = json.loads((out / "result.json").read_text(encoding="utf-8"))["rows"]
+    assert {r["dataset"] for r in rows} == {"test: eq. 4 over Σw", f"test: {placement.OURS}"}
+    assert all(r["status"] == "smoke" and r["n"] <= 4 for r in rows)

@@ -229,7 +229,9 @@ def around(gain: np.ndarray, ones: np.ndarray, n: int = 2000) -> list[dict[str, 
     g, o = gain[keep], ones[keep].astype(float)
     out = []
     for k in range(-REACH, REACH + 1):
-        here, there = (slice(max(0, -k), length - max(0, k)), slice(max(0, k), length - max(0, -k)))
+        first, second = max(0, -k), max(0, k)
+        here = slice(first, max(first, length - second))
+        there = slice(second, max(second, length - first))
         ci = ratio((g[:, there] * o[:, here]).sum(1), o[:, here].sum(1), n)
         out.append({"offset": k} | {m: v if np.isfinite(v) else None for m, v in
                                     (("mean", ci.mean), ("lo", ci.lo), ("hi", ci.hi))})  # fmt: skip
