@@ -34,6 +34,8 @@ def test_registry_names_every_target():
             continue
         assert callable(module.key)
         assert callable(module.compute)
+        for own in ("figure", "as_markdown", "as_text", "plan"):  # not a namesake that it imports
+            assert getattr(module, own, module.key).__module__ == module.__name__
         assert (paths.NOTEBOOKS / t.notebook).is_file()
 
 

@@ -432,14 +432,14 @@ def figure(record: Record) -> "Figure":
     return ledger.figure(record)
 
 
-def markdown(record: Record) -> str:
+def as_markdown(record: Record) -> str:
     """The ledger as a table (`vmas.report.ledger`)."""
     from vmas.report import ledger
 
     return ledger.markdown(record)
 
 
-def plain(record: Record) -> str:
+def as_text(record: Record) -> str:
     """The ledger for a terminal (`vmas.report.ledger`)."""
     from vmas.report import ledger
 

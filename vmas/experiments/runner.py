@@ -25,7 +25,7 @@ SOURCES = ("records", "compute")
 
 def _module(target: Target) -> ModuleType:
     """The target's module: `key(profile, seed) -> str`, `compute(profile, seed, device, progress, say) -> Record`;
-    `figure(record) -> Figure`, `markdown(record)` and `plain(record) -> str` where those of `vmas.report.table` do not
+    `figure(record) -> Figure`, `as_markdown(record)` and `as_text(record) -> str` where those of `vmas.report.table` do not
     fit it, and `plan(profile, seed)` as `vmas.pipeline.plan` where it needs other things made."""
     return importlib.import_module(target.module)
 
@@ -152,14 +152,14 @@ def run_target(
     from vmas.report import table
 
     record = obtain(target.name, profile, seed, device, force, "compute", progress, say)
-    own = {name: getattr(_module(target), name, None) for name in ("figure", "markdown", "plain")}
-    out = table.save(record, paths.target(record.profile, target.name), own["figure"], own["markdown"])
+    own = {name: getattr(_module(target), name, None) for name in ("figure", "as_markdown", "as_text")}
+    out = table.save(record, paths.target(record.profile, target.name), own["figure"], own["as_markdown"])
     if save_record:
         records.write(record, records.committed(target.name, record.profile, seed))
     say(f"notebook: {target.notebook}")
     told = paths.cache() / "notebooks" / record.profile / target.notebook
     run_notebook(target, profile, seed, device, told)
-    show((own["plain"] or table.plain)(record))
+    show((own["as_text"] or table.plain)(record))
     show(f"\nin {paths.relative(out)}: table.md, table.csv, figure.png, result.json; the notebook as run here: {told}")
     path = records.committed(target.name, record.profile, seed)
     if path.is_file() and not save_record:
