@@ -25,8 +25,8 @@ SOURCES = ("records", "compute")
 
 def _module(target: Target) -> ModuleType:
     """The target's module: `key(profile, seed) -> str`, `compute(profile, seed, device, progress, say) -> Record`;
-    `figure(record) -> Figure`, `as_markdown(record)` and `as_text(record) -> str` where those of `vmas.report.table` do not
-    fit it, and `plan(profile, seed)` as `vmas.pipeline.plan` where it needs other things made."""
+    `figure(record) -> Figure`, `as_markdown(record)` and `as_text(record) -> str` where those of `vmas.report.table`
+    do not fit it, and `plan(profile, seed)` as `vmas.pipeline.plan` where it needs other things made."""
     return importlib.import_module(target.module)
 
 
