@@ -138,6 +138,8 @@ def test_the_committed_record_holds_and_is_drawn():
     record = records.read(records.committed("placement", "mini", 0))
     assert record.key == placement.key(config.load("mini"))
     assert (paths.target("mini", "placement") / "figure.png").is_file()
+    told = (paths.target("mini", "placement") / "table.md").read_text(encoding="utf-8")
+    assert "chance: the same weights moved along the clip" in told
     fig = placement.figure(record)
     assert len(fig.axes) == 2 * len(record.extra["curves"]) == 4
     left = fig.axes[0]

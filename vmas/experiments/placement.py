@@ -132,6 +132,7 @@ def compute(
         " say is not in the intervals."
     )
     extra = {"note": profile.note, "curves": curves, "frame_rate": profile.codec.frame_rate, "remarks": [remark]}
+    extra["chance"] = "the same weights moved along the clip, the mean of ten places."
     named = [dataclasses.replace(r, dataset=f"{split or SPLIT}: {r.dataset}") for r in rows]
     return Record(TARGET, profile.name, TITLE, key(profile, seed, split), tuple(named), prov, extra)
 

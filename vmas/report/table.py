@@ -121,9 +121,8 @@ def footnotes(record: Record) -> list[str]:
     lines += [MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows)]
     lines += [text for name, text in CAVEATS.items() if any(r.metric.startswith(name) for r in computed)]
     if any(r.chance is not None for r in computed):
-        lines.append(
-            "chance: the same music judged against other clips, by their pictures, their music or their genres."
-        )
+        usual = "the same music judged against other clips, by their pictures, their music or their genres."
+        lines.append(f"chance: {record.extra.get('chance', usual)}")
     lines += [f"{d}: random halves of the reference (N = {f['n']}) lie FAD {number(f['value'])} apart." for d, f in
               record.extra.get("fad_floor", {}).items()]  # fmt: skip
     if record.extra.get("note"):
