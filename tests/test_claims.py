@@ -252,6 +252,7 @@ def test_what_a_gain_lacks_is_named(mini):
     assert test.findings(unpaired) == []
     assert len(test.lacks(unpaired)) == 2
     half = World(mini, {"table5": {"contrastive": runs["contrastive"]}})
+    assert replace(test, counts=False).lacks(half) == []
     assert test.findings(half) == []
     assert test.lacks(half) == ["table5's baseline"]
 

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from vmas import paths
-from vmas.experiments import registry, runner, table5
+from vmas import config, paths
+from vmas.experiments import assemble, placement, registry, runner, sweep, table5
 from vmas.records import Record
 from vmas.report import sweeps
 
@@ -47,7 +47,8 @@ def test_numbers_of_trainings(told, swept):
     n = {c: len(seeds) for r in swept.values() for c, seeds in r.extra["seeds"].items()}
     words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
     few, clean = words[n["baseline"]], words[n["dirty"]]
-    assert f"{few} of each of Table 5's three rows, {clean} of both cleaning rows, one of all" in told
+    both = "" if few == clean else f", {clean}"
+    assert f"{few} of each of Table 5's three rows{both or ' and'} of both cleaning rows, one of all" in told
     assert n["baseline"] == n["contrastive"] == n["beats"]
     assert n["dirty"] == n["similarity"]
     assert {v for c, v in n.items() if c not in (*table5.PAPER, "dirty", "similarity")} == {1}
@@ -83,7 +84,33 @@ def test_beat_weights(told, swept):
         fig2.row(f"Farneback, δ = 5{which}", "test: P_v against the picture's events", "late by, ms").value
         for which in ("", ", mid frame")
     )
-    assert f"beat {end:.0f} ms late; put between them it would be {mid:.0f} ms" in told
+    assert f"beat {end:.0f} ms late (put between them it would be {mid:.0f} ms)" in told
+
+
+def test_where_the_weights_sit(told):
+    record = runner.obtain("placement", "mini")
+    weights, best = (
+        record.row(s, f"test: {placement.BASELINE}", placement.TIMES) for s in ("eq. 3", "on the onset, 60 ms earlier")
+    )
+    low, high = (f"{r.value:.1f} [{r.ci95[0]:.1f}, {r.ci95[1]:.1f}] times" for r in (weights, best))
+    assert (
+        f"another of its genre is {low.removeprefix('0').replace('[0', '[')} the mean at the weights of eq. 3" in told
+    )
+    assert f"and {high} 60 ms before the matched onsets" in told
+
+
+def test_weights_where_the_video_helps(told, swept):
+    cfg, name = config.load("mini"), "lead-.25"
+    found = sweep.recorded(table5.TARGET, table5.CONDITIONS, cfg)
+    pairs = assemble.differences(found[name], found["contrastive"], cfg)
+    gap = next(g for g in pairs if (g["dataset"], g["metric"]) == (TEST, ALIGN))
+    r = swept["table5"]
+    assert f"MV Align is {share(value(r, name, ALIGN))}, more than the contrast's" in told
+    assert f"by {share(gap['difference'])} [{share(gap['lo'])}, {share(gap['hi'])}] over clips" in told
+    label = next(c.label for c in table5.CONDITIONS if c.name == name)
+    way = next(x for x in r.extra["remarks"] if x.startswith(f"{ALIGN}, test, of the way"))
+    assert f"and {re.search(re.escape(label) + ' ([0-9]+%)', way)[1]} of the way from chance" in told
+    assert ("one training" in told) == (len(found[name]) == 1)
 
 
 def test_data_size(told, swept):

@@ -125,12 +125,15 @@ class Gain:
     than: str
     metrics: tuple[str, ...]
     dataset: str = TEST
+    counts: bool = True
 
     @property
     def source(self) -> str:
         return self.target
 
     def lacks(self, world: World) -> list[str]:
+        if not self.counts:
+            return []
         there = world.runs(self.target)
         gone = [f"{self.target}'s {name}" for name in (self.better, self.than) if not there.get(name)]
         if gone:
@@ -143,14 +146,18 @@ class Gain:
         if not a or not b:
             return []
         wanted = [world.metric(m) for m in self.metrics]
-        ours, theirs = a[0].rows[0].system, b[0].rows[0].system
-        return [
-            Finding(f"{ours} against {theirs}", self.dataset, g["metric"], g["direction"], g["difference"], g["lo"],
-                    g["hi"], a[0].row(ours, self.dataset, g["metric"]).n, g["seeds"],
-                    _side(g["lo"], g["hi"], g["direction"], g["seeds"]), world.profile.status)
-            for g in _differences(world, self.target, self.better, self.than)
-            if g["dataset"] == self.dataset and g["metric"] in wanted
-        ]  # fmt: skip
+        module, own = importlib.import_module(registry.REGISTRY[self.target].sweep), a[0].rows[0].system
+        label = {c.name: c.label for c in module.CONDITIONS}
+        what, status = f"{label[self.better]} against {label[self.than]}", world.profile.status
+        out = []
+        for g in _differences(world, self.target, self.better, self.than):
+            if g["dataset"] != self.dataset or g["metric"] not in wanted:
+                continue
+            lo, hi, seeds, n = g["lo"], g["hi"], g["seeds"], a[0].row(own, self.dataset, g["metric"]).n
+            found = _side(lo, hi, g["direction"], seeds)
+            at = (what, self.dataset, g["metric"], g["direction"], g["difference"], lo, hi, n, seeds, found, status)
+            out.append(Finding(*at, counts=self.counts))
+        return out
 
 
 def _differences(world: World, target: str, better: str, than: str) -> list[dict[str, Any]]:
