@@ -217,9 +217,10 @@ def figure(record: Record) -> "Figure":
     systems = list(dict.fromkeys(r.system for r in computed))
     trained = record.extra.get("seeds", {}).values()
     alone = any(len(seeds) > 1 for seeds in trained) and any(len(seeds) == 1 for seeds in trained)
+    beside = max(2.2, 0.075 * max(map(len, systems)))  # inches that the names take
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
         fig = Figure(
-            figsize=(1.95 * len(metrics) + 2.2, max(1.7, 0.25 * len(systems) + 0.5) * len(names) + 1.1),
+            figsize=(1.95 * len(metrics) + beside, max(1.7, 0.25 * len(systems) + 0.5) * len(names) + 1.1),
             layout="constrained",
         )
         axes = fig.subplots(len(names), len(metrics), squeeze=False, sharey=True, sharex="col")
