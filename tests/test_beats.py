@@ -17,7 +17,7 @@ from vmas.beats import (
     onset_vector,
     video_beats,
 )
-from vmas.errors import DataError, UsageError
+from vmas.errors import ConfigError, DataError, UsageError
 
 O_GOLDEN = [0, 1, 3, 3, 1, 0, 2, 5, 2, 0, 0, 4]
 ONSETS_GOLDEN = {4, 9}
@@ -217,3 +217,20 @@ def test_a_lead_moves_every_weight_earlier(place):
     np.testing.assert_array_equal(beat_weights(P_v, P_a, 2, 0.1, place, lead=100), np.float32(0.1))
     with pytest.raises(UsageError, match="lead"):
         beat_weights(P_v, P_a, 2, 0.1, place, lead=-1)
+
+
+def test_a_lead_of_the_profile_reaches_the_weights_that_training_sees():
+    from vmas import config
+    from vmas.training.tasks import clip_weights
+
+    p = config.load("mini")
+    rng = np.random.default_rng(0)
+    flow = rng.random((3, p.clip.num_frames - 1)).astype(np.float32)
+    P_a = rng.random((3, p.num_tokens)) < 0.05
+    there, earlier = (
+        clip_weights(flow, P_a, config.changed(p, {"align": {"place": "onset", **lead}})) for lead in ({}, {"lead": 3})
+    )
+    assert (there == 1).any()
+    np.testing.assert_array_equal(earlier[:, :-3], there[:, 3:])
+    with pytest.raises(ConfigError, match=r"align\.lead must be 0 or more"):
+        config.changed(p, {"align": {"lead": -3}})

@@ -213,4 +213,4 @@ def test_placement_from_nothing(world, capsys):
     out = world.parent / "results" / "tiny" / "placement"
     rows = json.loads((out / "result.json").read_text(encoding="utf-8"))["rows"]
     assert {r["dataset"] for r in rows} == {"test: eq. 4 over Σw", f"test: {placement.OURS}"}
-    assert all(r["status"] == "smoke" and r["n"] <= 4 for r in rows)
+    assert all(r["status"] == "unavailable" or (r["status"] == "smoke" and r["n"] <= 4) for r in rows)

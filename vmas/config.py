@@ -158,6 +158,10 @@ class AlignConfig:
     flow_time: str  # "end" or "mid"
     lead: int = _later(0)  # tokens by which the weights of eq. 3 are moved earlier
 
+    def __post_init__(self):
+        if self.lead < 0:
+            raise ConfigError(f"align.lead must be 0 or more tokens, got {self.lead}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:

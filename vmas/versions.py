@@ -17,7 +17,7 @@ STAGES: dict[str, int] = {
     "follow": 2,
     "fig2": 2,
     "damage": 1,
-    "placement": 1,
+    "placement": 2,
 }
 
 

@@ -94,7 +94,13 @@ def key(profile: Profile, seed: int = 0) -> str:
 
     p = profile
     same = (p.clip, p.codec.frame_rate, p.eval.clips, p.eval.bootstrap, seed)
-    return sha256(TARGET, data_sha256(p), *same, [repr(o) for o in OPTIONS.values()], versions.of(*STAGES))
+    return sha256(
+        TARGET,
+        data_sha256(p),
+        *same,
+        [repr(o) + (f", lead={o.lead}" if o.lead else "") for o in OPTIONS.values()],
+        versions.of(*STAGES),
+    )
 
 
 def plan(profile: Profile, seed: int = 0) -> list[tuple[str, Any, bool]]:

@@ -25,7 +25,9 @@ def figure(path, profile: Profile) -> "Figure":
     rate = profile.codec.frame_rate
     got = clip_features(path, profile, dense=False)
     P_a = got["beats"]
-    got = align(got["flow"], P_a, profile.clip.fps, rate, BeatOptions.from_config(profile.align).but(place="video"))
+    got = align(
+        got["flow"], P_a, profile.clip.fps, rate, BeatOptions.from_config(profile.align).but(place="video", lead=0)
+    )
     O, P_v, P_av = got.O, got.P_v, got.P_av
     t = np.arange(len(O)) / rate
     fig = Figure(figsize=(9, 2.6), layout="constrained")
