@@ -11,6 +11,7 @@ from vmas.records import Record
 from vmas.report import sweeps
 
 TEST = "corpus, test (stands for DISCO-MV)"
+SHIFTED = "corpus, shifted style (stands for MusicCaps)"
 ALIGN = "MV Align (2025, 9.6 fps)"
 
 
@@ -84,33 +85,51 @@ def test_beat_weights(told, swept):
         fig2.row(f"Farneback, δ = 5{which}", "test: P_v against the picture's events", "late by, ms").value
         for which in ("", ", mid frame")
     )
-    assert f"beat {end:.0f} ms late (put between them it would be {mid:.0f} ms)" in told
+    assert f"video beat {end:.0f} ms late (put between them it would be {mid:.0f} ms)" in told
+
+
+def short(x: float, digits: int) -> str:
+    """No zero before the point: .2, -.4, 9.1."""
+    return f"{x:.{digits}f}".replace("0.", ".", 1) if abs(x) < 1 else f"{x:.{digits}f}"
 
 
 def test_where_the_weights_sit(told):
     record = runner.obtain("placement", "mini")
-    weights, best = (
-        record.row(s, f"test: {placement.BASELINE}", placement.TIMES) for s in ("eq. 3", "on the onset, 60 ms earlier")
-    )
-    low, high = (f"{r.value:.1f} [{r.ci95[0]:.1f}, {r.ci95[1]:.1f}] times" for r in (weights, best))
-    assert (
-        f"another of its genre is {low.removeprefix('0').replace('[0', '[')} the mean at the weights of eq. 3" in told
-    )
-    assert f"and {high} 60 ms before the matched onsets" in told
+
+    def times(system: str):
+        return record.row(system, f"test: {placement.BASELINE}", placement.TIMES)
+
+    for system, text in (
+        ("eq. 3", "times the mean at the weights of eq. 3"),
+        ("on the onset, 60 ms earlier", "times 60 ms before the matched onsets"),
+    ):
+        r = times(system)
+        assert f"{short(r.value, 1)} [{short(r.ci95[0], 1)}, {short(r.ci95[1], 1)}] {text}" in told
+    every, foreign = (f"{times(s).value:.1f}" for s in (placement.EVERY, placement.FOREIGN))
+    assert f"(before every onset {every}, before those that another clip's motion meets {foreign})" in told
+    (ahead,) = (p["first"] for p in record.extra["lookahead"] if p["offset"] == -2)
+    assert f"{ahead:.0%} of the first codebook's tokens two before an onset" in told
 
 
 def test_weights_where_the_video_helps(told, swept):
     cfg, name = config.load("mini"), "lead-.25"
     found = sweep.recorded(table5.TARGET, table5.CONDITIONS, cfg)
-    pairs = assemble.differences(found[name], found["contrastive"], cfg)
-    gap = next(g for g in pairs if (g["dataset"], g["metric"]) == (TEST, ALIGN))
-    r = swept["table5"]
-    assert f"MV Align is {share(value(r, name, ALIGN))}, more than the contrast's" in told
-    assert f"by {share(gap['difference'])} [{share(gap['lo'])}, {share(gap['hi'])}] over clips" in told
-    label = next(c.label for c in table5.CONDITIONS if c.name == name)
-    way = next(x for x in r.extra["remarks"] if x.startswith(f"{ALIGN}, test, of the way"))
-    assert f"and {re.search(re.escape(label) + ' ([0-9]+%)', way)[1]} of the way from chance" in told
-    assert ("one training" in told) == (len(found[name]) == 1)
+    gaps = {}
+    for other in ("contrastive", "baseline"):
+        for g in assemble.differences(found[name], found[other], cfg):
+            if g["metric"] == ALIGN:
+                ends = [f"{g[k]:+.3f}".replace("0.", ".", 1) for k in ("difference", "lo", "hi")]
+                gaps[other, g["dataset"]] = f"{ends[0]} [{ends[1]}, {ends[2]}]"
+    a, b = (gaps["contrastive", d] for d in (TEST, SHIFTED))
+    assert f"against the contrast's of the same seed is {a} over clips (shifted style {b})" in told
+    a, b = (gaps["baseline", d] for d in (TEST, SHIFTED))
+    assert f"against the baseline's {a} (shifted style {b})" in told
+    (one,), seed = found[name], found[name][0].extra["seed"]
+    (base,) = (r for r in found["baseline"] if r.extra["seed"] == seed)
+    fad = [r.row(r.rows[0].system, TEST, "FAD (codec)").value for r in (one, base)]
+    assert f"its FAD is {fad[0]:.1f}, the baseline's of that seed {fad[1]:.1f}" in told
+    assert f"has an MV Align of {share(value(swept['table5'], name, ALIGN))}" in told
+    assert "exploratory, one training, so it cannot tell" in told
 
 
 def test_data_size(told, swept):

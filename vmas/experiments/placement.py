@@ -216,7 +216,8 @@ def gains(model, split: "SplitFeatures", n: int, size: int, done: Callable[[int]
         nats = likelihood.token_nats(model, tokens, X_v[partner], size=size, done=done)
         nats[partner < 0] = np.nan
         others.append(-nats)
-    return -own - (np.logaddexp.reduce(others, axis=0) - np.log(PARTNERS))
+    with np.errstate(invalid="ignore"):  # NaN of a clip without partners
+        return -own - (np.logaddexp.reduce(others, axis=0) - np.log(PARTNERS))
 
 
 def _bootstrap(value: Callable[[np.ndarray], np.ndarray], n: int, draws: int) -> MeanCI:
