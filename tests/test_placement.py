@@ -222,6 +222,20 @@ def test_splits_have_keys_of_their_own():
     assert placement.key(p) == placement.key(p, split="test") != placement.key(p, split="val")
 
 
+def test_the_place_was_confirmed_on_validation_clips():
+    """What PROTOCOL tells of the validation split, from its record."""
+    record = records.read(paths.target("mini", "placement") / "validation.json")
+    assert record.key == placement.key(config.load("mini"), split="val")
+    text = " ".join((paths.target("mini", "PROTOCOL.md")).read_text(encoding="utf-8").split())
+    curve = record.extra["curves"][placement.BASELINE]["on the onset"]
+    assert max(curve, key=lambda c: c["mean"])["offset"] == -3
+    best, there = (
+        record.row(s, f"val: {placement.BASELINE}", placement.TIMES) for s in ("on the onset, 60 ms earlier", "eq. 3")
+    )
+    assert f"three tokens before a matched onset the gain is {best.value:.1f} times that of the mean token" in text
+    assert there.ci95[0] < 0 < there.ci95[1]
+
+
 def test_the_committed_record_holds_and_is_drawn():
     record = records.read(records.committed("placement", "mini", 0))
     assert record.key == placement.key(config.load("mini"))

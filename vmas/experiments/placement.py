@@ -148,7 +148,12 @@ def compute(
     shas = {name: _sha(folder) for name, folder in there.items()}
     took = time.monotonic() - start
     prov = records.provenance(command, took, sha256(profile), data_sha256(profile), sha256(shas), device)
-    extra = {"note": profile.note, "curves": curves, "frame_rate": profile.codec.frame_rate, "lookahead": ahead}
+    extra: dict[str, Any] = {
+        "note": profile.note,
+        "curves": curves,
+        "frame_rate": profile.codec.frame_rate,
+        "lookahead": ahead,
+    }
     extra["remarks"] = _remarks(list(there), seed)
     extra["chance"] = "the same weights moved along the clip, the mean of ten places."
     named = [dataclasses.replace(r, dataset=f"{split or SPLIT}: {r.dataset}") for r in rows]
