@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vmas import config, paths
-from vmas.experiments import assemble, placement, registry, runner, sweep, table5
+from vmas.experiments import assemble, placement, registry, runner, sweep, table5, table6
 from vmas.records import Record
 from vmas.report import sweeps
 
@@ -24,7 +24,10 @@ def told() -> str:
 
 @pytest.fixture(scope="module")
 def swept() -> dict[str, Record]:
-    return {name: runner.sweep_record(registry.get(name), "mini") for name in ("table5", "cleaning", "fig6", "fig7")}
+    return {
+        name: runner.sweep_record(registry.get(name), "mini")
+        for name in ("table5", "table6", "cleaning", "fig6", "fig7")
+    }
 
 
 def share(x: float) -> str:
@@ -115,21 +118,34 @@ def test_weights_where_the_video_helps(told, swept):
     cfg, name = config.load("mini"), "lead-.25"
     found = sweep.recorded(table5.TARGET, table5.CONDITIONS, cfg)
     gaps = {}
-    for other in ("contrastive", "baseline"):
+    for other in ("alpha-.25", "contrastive", "baseline"):
         for g in assemble.differences(found[name], found[other], cfg):
             if g["metric"] == ALIGN:
                 ends = [f"{g[k]:+.3f}".replace("0.", ".", 1) for k in ("difference", "lo", "hi")]
                 gaps[other, g["dataset"]] = f"{ends[0]} [{ends[1]}, {ends[2]}]"
+    a, b = (gaps["alpha-.25", d] for d in (TEST, SHIFTED))
+    assert f", by {a} over clips (shifted style {b})" in told
     a, b = (gaps["contrastive", d] for d in (TEST, SHIFTED))
-    assert f"against the contrast's of the same seed is {a} over clips (shifted style {b})" in told
+    assert f"Against the contrast of the same seed that is {a} (shifted style {b})" in told
     a, b = (gaps["baseline", d] for d in (TEST, SHIFTED))
-    assert f"against the baseline's {a} (shifted style {b})" in told
+    assert f"against the baseline {a} (shifted style {b})" in told
     (one,), seed = found[name], found[name][0].extra["seed"]
     (base,) = (r for r in found["baseline"] if r.extra["seed"] == seed)
     fad = [r.row(r.rows[0].system, TEST, "FAD (codec)").value for r in (one, base)]
     assert f"its FAD is {fad[0]:.1f}, the baseline's of that seed {fad[1]:.1f}" in told
-    assert f"has an MV Align of {share(value(swept['table5'], name, ALIGN))}" in told
-    assert "exploratory, one training, so it cannot tell" in told
+    assert f"raises MV Align to {share(value(swept['table5'], name, ALIGN))}" in told
+    assert "exploratory, one training each, so it cannot tell" in told
+
+
+def test_encoders(told, swept):
+    r = swept["table6"]
+    label = {c.name: c.label for c in table6.CONDITIONS}
+    parts, distances = [], []
+    for name, head in (("ours", "with every frame MV Align is"), ("clip", "CLIP-style"), ("hiera", "Hiera-style")):
+        row = r.row(label[name], TEST, ALIGN)
+        parts.append(f"{head} {share(row.value or 0)} (chance {share(row.chance or 0)})")
+        distances.append(f"{value(r, name, 'FAD (codec)'):.1f}")
+    assert f"{parts[0]}, with 16 of 48 {parts[1]} and {parts[2]}; FAD is {', '.join(distances)}" in told
 
 
 def test_data_size(told, swept):
