@@ -150,7 +150,7 @@ def _panel(f: dict[str, Any]) -> str:
     if metric.startswith(("FAD", "KL")):
         return f"{metric}, {table.unit(metric)}"
     if metric.startswith("GFLOPs"):
-        return "GFLOPs, share saved (range over the windows of stage 1)"
+        return "GFLOPs, share saved (bar: windows of stage 1)"
     return {
         "advantage, nats": "log-likelihood or log-odds, nats",
         "advantage, IoU": align,
