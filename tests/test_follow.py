@@ -12,7 +12,7 @@ from vmas.corpus.sound import render_audio
 from vmas.corpus.spec import sample_spec
 from vmas.embedders.tagger import MiniTagger, TaggerConfig, load_tagger
 from vmas.errors import DataError, UsageError
-from vmas.experiments import follow, follow_stimuli, follow_tests
+from vmas.experiments import data_size, follow, follow_stimuli, follow_tests, sweep
 from vmas.experiments.evaluate import Analysis, Evaluator, Reference
 from vmas.experiments.follow_tests import Bench
 from vmas.metrics import intervals
@@ -250,7 +250,7 @@ def test_a_cut_is_followed_by_who_changes_there_and_not_by_who_plays_the_second_
     assert (answer["answer"] == "yes") == said
     part = f"val: {follow_tests.CUT}"
     after = record.row(follow_tests.JOINED, part, f"{follow_tests.MOVED}, after")
-    assert follow.answer(after) == "yes", "both play the second video's music after the cut"
+    assert follow.answer(after.ci95) == "yes", "both play the second video's music after the cut"
 
 
 def test_values_of_a_perfect_follower(played):
@@ -294,8 +294,65 @@ def test_words_and_figure_are_made_from_the_record(played, tmp_path):
 
 @pytest.mark.parametrize(("ci", "said"), [((0.1, 0.3), "yes"), ((-0.1, 0.3), "not seen"), ((-2, -1), "the opposite")])
 def test_an_answer_is_its_interval(ci, said):
-    assert follow.answer(Row("a", "b", "c", "up", sum(ci) / 2, ci, 5, 1, status="smoke")) == said
-    assert follow.answer(Row("a", "b", "c", "up", 1.0, None, 1, 1, status="smoke")) == "not seen"
+    assert follow.answer(ci) == said
+    assert follow.answer(None) == "not seen"
+
+
+def test_trainings_answer_together(played):
+    """The mean over them, Student's t over them and the clips' own intervals in quadrature."""
+
+    def moved(by: float) -> Record:
+        rows = [
+            dataclasses.replace(r, value=r.value + by, ci95=r.ci95 and (r.ci95[0] + by, r.ci95[1] + by))
+            for r in played[True].rows
+        ]
+        return dataclasses.replace(played[True], rows=tuple(rows))
+
+    one, three = follow.answers(played[True]), follow.over_trainings([moved(d) for d in (-0.1, 0, 0.1)])
+    assert [a["question"] for a in three] == [a["question"] for a in one]
+    half = 4.302652729911275 * 0.1 / np.sqrt(3)  # t of two degrees of freedom
+    for a, b in zip(three, one, strict=True):
+        assert a["value"] == pytest.approx(b["value"])
+        assert a["each"] == pytest.approx([b["value"] - 0.1, b["value"], b["value"] + 0.1])
+        assert a["lo"] == pytest.approx(b["value"] - np.hypot(half, b["value"] - b["lo"]))
+        assert a["hi"] == pytest.approx(b["value"] + np.hypot(half, b["hi"] - b["value"]))
+        assert (a["seeds"], a["answer"]) == (3, follow.answer((a["lo"], a["hi"])))
+    (alone,) = {a["seeds"] for a in follow.over_trainings([played[True]])}
+    assert alone == 1
+    assert follow.over_trainings([]) == []
+    text = follow.told(*[moved(d) for d in (-0.1, 0, 0.1)])
+    assert "12 clips, 3 trainings, status smoke" in text
+    assert text.count("; each ") == len(one)
+    fewer = dataclasses.replace(played[True], rows=played[True].rows[1:])
+    with pytest.raises(DataError, match="different clips"):
+        follow.over_trainings([fewer, dataclasses.replace(fewer, extra={**fewer.extra, "clips": 3})])
+
+
+def test_a_question_that_one_training_cannot_answer_is_left_out(played):
+    first = follow.answers(played[True])[0]
+    system, name = next((s, n) for t, q, s, _, n in follow._questions("M") if q == first["question"])
+    some = tuple(r for r in played[True].rows if (r.system, r.metric) != (system, name))
+    found = follow.over_trainings([played[True], dataclasses.replace(played[True], rows=some)])
+    assert first["question"] not in {a["question"] for a in found}
+    assert len(found) == len(follow.answers(played[True])) - 1
+
+
+def test_another_seeds_weights_are_named_by_the_record_of_its_training(monkeypatch, tmp_path):
+    """They are no part of the repository, and what was asked of them must hold all the same."""
+    monkeypatch.setenv("VMAS_CACHE", str(tmp_path))
+    mini, seed = config.load("mini"), 7
+    before = follow.key(mini, seed)
+    run = sweep.Run("data-size", data_size.CONDITIONS[-1], mini, seed)
+    row = Row("a", "b", "c", "up", 1.0, None, 1, 1, status="scaled_down")
+    trained = Record(run.name, "mini", "T", run.key(), (row,), {"checkpoint_sha256": "f" * 64}, {})
+    records.write(trained, records.local(run.name, "mini", seed))
+    assert follow._weights(mini, seed)["vmas-seed7"] == "f" * 64
+    assert follow.key(mini, seed) != before
+    there = dataclasses.replace(trained, target="follow", key=follow.key(mini, seed))
+    records.write(there, records.local("follow", "mini", seed))
+    assert [r.key for r in follow.recorded(mini)][-1] == there.key
+    records.local(run.name, "mini", seed).unlink()
+    assert there.key not in [r.key for r in follow.recorded(mini)], "nothing names its weights any more"
 
 
 def test_clips_without_a_partner_leave_a_record_that_can_be_kept(profile, tagger, monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -178,6 +179,14 @@ def committed(target: str, profile: str, seed: int) -> Path:
 def local(target: str, profile: str, seed: int) -> Path:
     """Where this machine remembers what it computed itself."""
     return paths.cache() / "records" / f"{target}-{profile}-seed{seed}.json"
+
+
+def seeds(target: str, profile: str) -> list[int]:
+    """Seeds that a target (or a run of a sweep) has a record of, committed or of this machine; it may hold no more."""
+    pattern = re.compile(re.escape(f"{target}-{profile}-seed") + r"(\d+)\.json")
+    folders = (place(target, profile, 0).parent for place in (committed, local))
+    names = (f.name for folder in folders for f in folder.glob(f"{target}-{profile}-seed*.json"))
+    return sorted({int(m[1]) for name in names if (m := pattern.fullmatch(name))})
 
 
 def _git(*args: str) -> str:

@@ -348,7 +348,9 @@ def _read(profile: Profile) -> World:
     for test in (t for c in CLAIMS for t in c.tests):
         if isinstance(test, Gain):
             world.runs(test.target)
-        elif isinstance(test, Apart | Answer | Share):
+        elif isinstance(test, Answer):
+            world.trainings()
+        elif isinstance(test, Apart | Share):
             world.record(test.target)
     return world
 
@@ -369,14 +371,8 @@ def key(profile: Profile, seed: int = 0) -> str:
 
 def plan(profile: Profile, seed: int = 0) -> list[tuple[str, Any, bool]]:
     """Which records there are to read (as `vmas.pipeline.plan`); the ledger makes none of them."""
-    return [
-        (
-            f"records of {name}",
-            paths.target(profile.name, name),
-            isinstance(there, Record) or any((there or {}).values()),
-        )
-        for name, there in _read(profile).seen.items()
-    ]
+    world = _read(profile)
+    return [(f"records of {name}", paths.target(profile.name, name), bool(world.found(name))) for name in world.seen]
 
 
 def compute(

@@ -2,7 +2,7 @@
 
     Gain      one row of a sweep against another: paired over the seeds and clips that both have
     Apart     rows of one record: better where their intervals lie apart
-    Answer    questions to the committed model (`vmas.experiments.follow`)
+    Answer    questions to the trained models (`vmas.experiments.follow`)
     Share     a share of clips that is to reach what the paper says
     Cheaper, Printed   counted at the paper's size, over the readings that the paper leaves open
     Planned   a target that cannot be computed yet
@@ -92,16 +92,34 @@ class World:
             self.seen[target] = next((r for place in places if (r := find(place, key))), None)
         return self.seen[target]
 
+    def trainings(self) -> list[Record]:
+        """The records of `follow`, one a trained model, that still hold."""
+        if follow.TARGET not in self.seen:
+            self.seen[follow.TARGET] = follow.recorded(self.profile)
+        return self.seen[follow.TARGET]
+
     def metric(self, name: str) -> str:
         """MV Align is named by its version and frame rate; the others by themselves."""
         p = self.profile
         return f"MV Align ({p.eval.mv_align_version}, {p.clip.fps:g} fps)" if name == ALIGN else name
 
+    def found(self, target: str) -> list[Record]:
+        """What was read of a target."""
+        match self.seen.get(target):
+            case None:
+                return []
+            case Record() as record:
+                return [record]
+            case dict() as runs:
+                return [r for found in runs.values() for r in found]
+            case several:
+                return list(several)
+
     def hashes(self) -> dict[str, str]:
         """What was read, by name: a hash of the numbers themselves."""
         out = {}
-        for target, found in self.seen.items():
-            for r in [found] if isinstance(found, Record) else [r for rs in (found or {}).values() for r in rs]:
+        for target in self.seen:
+            for r in self.found(target):
                 rows = [dataclasses.asdict(row) for row in r.rows]
                 out[f"{target}: {r.target}-{r.extra.get('seed', 0)}"] = sha256(rows, r.extra.get("per_clip", {}))
         return out
@@ -207,7 +225,7 @@ class Apart:
 
 @dataclass(frozen=True)
 class Answer:
-    """Questions that `follow` asks the committed model, by how their texts begin."""
+    """Questions that `follow` asks the trained models, by how their texts begin."""
 
     questions: tuple[str, ...]
     target: str = follow.TARGET
@@ -217,16 +235,15 @@ class Answer:
         return self.target
 
     def lacks(self, world: World) -> list[str]:
-        return [] if world.record(self.target) else [self.target]
+        return [] if world.trainings() else [self.target]
 
     def findings(self, world: World) -> list[Finding]:
-        if (record := world.record(self.target)) is None:
-            return []
+        found = world.trainings()
         return [
-            Finding(f"the music follows {a['question'].rstrip('?')}", record.extra["split"], f"advantage, {a['unit']}",
-                    "up", a["value"], a["lo"], a["hi"], a["n"], 1, _side(a["lo"], a["hi"], "up", 1),
-                    record.rows[0].status)
-            for a in follow.answers(record)
+            Finding(f"the music follows {a['question'].rstrip('?')}", found[0].extra["split"],
+                    f"advantage, {a['unit']}", "up", a["value"], a["lo"], a["hi"], a["n"], a["seeds"],
+                    _side(a["lo"], a["hi"], "up", a["seeds"]), found[0].rows[0].status)
+            for a in follow.over_trainings(found)
             if a["question"].startswith(self.questions)
         ]  # fmt: skip
 

@@ -12,16 +12,19 @@ the music follows. These tests change one thing of the video and look at the sam
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from vmas import checkpoint, paths, pipeline, records, versions
 from vmas.config import Profile, plain, sha256
 from vmas.errors import DataError
-from vmas.experiments import follow_tests, references
+from vmas.experiments import data_size, follow_tests, references, sweep
 from vmas.experiments.evaluate import Evaluator
 from vmas.experiments.follow_tests import Bench, Found
-from vmas.records import Record, Row
+from vmas.metrics import intervals
+from vmas.records import Record
 
 TARGET = "follow"
 TITLE = "Does the music follow the video?"
@@ -46,7 +49,25 @@ def _chosen(split: str | None, clips: int | None) -> tuple[str, int]:
 
 
 def _weights(profile: Profile, seed: int) -> dict[str, str]:
-    return checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger", f"vmas-seed{seed}")
+    """sha256 of the weights that are asked. Those of one seed go with the repository: another seed's are named by the
+    record of that training, the point of figures 6 and 7 with all clips."""
+    name = f"vmas-seed{seed}"
+    found = checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger", name)
+    if found[name] == "absent" and sweep.ready(profile):
+        every = next(c for c in data_size.CONDITIONS if c.name == data_size.REFERENCE)
+        if training := sweep.Run(data_size.TARGET, every, profile, seed).record():
+            found[name] = training.provenance["checkpoint_sha256"]
+    return found
+
+
+def recorded(profile: Profile) -> list[Record]:
+    """The records that hold, one a training, in the order of their seeds."""
+    places = (records.committed, records.local)
+    found = (
+        next((r for place in places if (r := records.find(place(TARGET, profile.name, s), key(profile, s)))), None)
+        for s in records.seeds(TARGET, profile.name)
+    )
+    return [r for r in found if r]
 
 
 def compute(
@@ -93,7 +114,7 @@ def compute(
         _weights(profile, seed)[f"vmas-seed{seed}"],
         device,
     )
-    extra: dict[str, Any] = {"note": profile.note, "split": name, "clips": len(bench)}
+    extra: dict[str, Any] = {"note": profile.note, "split": name, "clips": len(bench), "seed": seed}
     extra["remarks"] = [f"One trained model (seed {seed}): another training's answers are not in the intervals."]
     extra |= {test: f.extra for test, f in found.items()}
     rows = tuple(r for f in found.values() for r in f.rows)
@@ -157,14 +178,12 @@ def _questions(metric: str) -> list[tuple[str, str, str, str, str]]:
     ]  # fmt: skip
 
 
-def answer(row: Row) -> str:
+def answer(ci95: tuple[float, float] | None) -> str:
     """What an interval says of a number that is 0 for music that does not follow the video, positive for one that does.
 
     "yes" when the whole interval lies above 0, "the opposite" when it lies below, else "not seen".
     """
-    if row.ci95 is None:
-        return "not seen"
-    lo, hi = row.ci95
+    lo, hi = ci95 or (float("nan"), float("nan"))
     return "yes" if lo > 0 else "the opposite" if hi < 0 else "not seen"
 
 
@@ -183,25 +202,47 @@ def answers(record: Record) -> list[dict[str, Any]]:
         lo, hi = row.ci95 or (float("nan"), float("nan"))
         out.append(
             {"test": test, "question": question, "unit": unit, "value": row.value, "lo": lo, "hi": hi, "n": row.n,
-             "answer": answer(row)}
+             "answer": answer(row.ci95)}
         )  # fmt: skip
     return out
 
 
-def told(record: Record) -> str:
-    """The answers in words, one line each, and a line that counts them."""
+def over_trainings(found: Sequence[Record]) -> list[dict[str, Any]]:
+    """`answers` of several trainings at once: the mean over them, and the interval over trainings and clips.
+
+    A question that one of them has no answer to is left out. Every dict also has `seeds`, how many trainings, and
+    `each`, their values. Raises DataError where the records are not of the same clips.
+    """
+    if len({(r.profile, r.extra["split"], r.extra["clips"]) for r in found}) > 1:
+        raise DataError(f"{TARGET}: the trainings were asked on different clips")
+    asked = [{(a["test"], a["question"]): a for a in answers(r)} for r in found]
+    out = []
+    for question, first in asked[0].items() if asked else ():
+        same = [a[question] for a in asked if question in a]
+        if len(same) < len(asked):
+            continue
+        values = np.array([a["value"] for a in same])
+        lo, hi = intervals.seeds_and_clips(values, np.array([(a["lo"], a["hi"]) for a in same]))
+        about = {"value": float(values.mean()), "lo": lo, "hi": hi, "answer": answer((lo, hi))}
+        out.append({**first, **about, "seeds": len(same), "each": values.tolist()})
+    return out
+
+
+def told(*found: Record) -> str:
+    """The answers in words, one line each, and a line that counts them; several trainings answer together."""
     from vmas.report.table import number
 
-    found = answers(record)
+    said = over_trainings(found)
     lines = [
         f"{a['answer']:12} {a['question']} {number(a['value'])} {a['unit']} [{number(a['lo'])}, {number(a['hi'])}]"
-        for a in found
+        + (f"; each {', '.join(number(v) for v in a['each'])}" if len(found) > 1 else "")
+        for a in said
     ]
-    yes = sum(a["answer"] == "yes" for a in found)
-    where = f"{record.extra['split']} split, {record.extra['clips']} clips"
-    lines.append(
-        f"{yes} of {len(found)} questions answered yes by their interval ({where}, status {record.rows[0].status})"
-    )
+    yes, first = sum(a["answer"] == "yes" for a in said), found[0]
+    where = f"{first.extra['split']} split, {first.extra['clips']} clips"
+    where += f", {len(found)} trainings" if len(found) > 1 else ""
+    status = first.rows[0].status
+    lines.append(f"{yes} of {len(said)} questions answered yes by their interval ({where}, status {status})")
     return "\n".join(lines)
 
 

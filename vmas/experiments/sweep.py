@@ -289,18 +289,12 @@ def ready(profile: Profile) -> bool:
 
 def recorded(target: str, conditions: Sequence[Condition], profile: Profile | str) -> dict[str, list[Record]]:
     """The records of every condition that still hold, by condition, in the order of the seeds."""
-    import re
-
     out: dict[str, list[Record]] = {}
     cfg = config.load(profile) if isinstance(profile, str) else profile
     for c in conditions:
-        p, name = config.changed(cfg, c.overrides), f"{target}-{c.name}"
-        seeds = set()
-        for place in (records.committed, records.local):
-            folder = place(name, p.name, 0).parent
-            pattern = re.compile(re.escape(f"{name}-{p.name}-seed") + r"(\d+)\.json")
-            seeds |= {int(m[1]) for f in folder.glob(f"{name}-*.json") if (m := pattern.fullmatch(f.name))}
-        out[c.name] = [r for s in sorted(seeds) if (r := Run(target, c, p, s).record())]
+        p = config.changed(cfg, c.overrides)
+        found = (Run(target, c, p, s).record() for s in records.seeds(f"{target}-{c.name}", p.name))
+        out[c.name] = [r for r in found if r]
     return out
 
 

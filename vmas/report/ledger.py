@@ -99,7 +99,7 @@ def footnotes(record: Record) -> list[str]:
     lines = [record.extra["rule"]]
     lines.append(
         '"a against b": a less b in the metric\'s own units, paired where both are rows of a sweep; for FAD, KL, frame'
-        " similarity and GFLOPs less is better. Of the committed model an advantage above 0 means that the music"
+        " similarity and GFLOPs less is better. Of the trained models an advantage above 0 means that the music"
         " follows; a share stands less the paper's."
     )
     if any(f["seeds"] and f["seeds"] > 1 for e in record.extra["ledger"] for f in e["findings"]):
