@@ -351,7 +351,7 @@ def test_a_number_that_changes_makes_the_ledger_anew(fresh, monkeypatch, tmp_pat
         return found
 
     assert claims.key(config.load("mini")) == fresh.key
-    monkeypatch.setattr(findings, "find", changed)
+    monkeypatch.setattr(records, "find", changed)
     assert claims.key(config.load("mini")) != fresh.key
 
 
