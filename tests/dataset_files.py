@@ -1,13 +1,17 @@
 """Small videos, checkpoints and options for the tests of the dataset builder."""
 
+import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+import yaml
 
-from vmas import config, media
+from vmas import config, media, paths
 from vmas.codec import build_codec, save_codec
 from vmas.corpus import GENRES
 from vmas.dataset.build import build
@@ -26,6 +30,16 @@ PROFILE = config.load(
         "codec": {"dim": 8, "width": 8, "blocks": 1, "n_mels": 20, "bins": 16},
     },
 )
+
+TINY = {
+    "name": "tiny",
+    "clip": {"seconds": 2.5},
+    "corpus": {"train": 32, "val": 4, "test": 4, "shifted": 4},
+    "codec": {"train_steps": 2, "dim": 8, "width": 8, "blocks": 1, "n_mels": 20, "bins": 16},
+    "encoder": {"motion_steps": 2, "motion_batch": 4},
+    "train": {"steps": 2, "pretrain_steps": 2, "batch_size": 4, "warmup_steps": 1, "val_every": 1},
+    "eval": {"bootstrap": 50, "tagger_steps": 2, "sampling_seeds": 1, "sweep_sampling_seeds": 1},
+}
 
 
 def pictures(seed: int, seconds: float = 4.0, still: bool = False) -> np.ndarray:
@@ -106,3 +120,17 @@ def broken(folder: Path, videos: list[Video], n: int) -> list[Video]:
         path.write_bytes(b"no video" * 100)
         out.append(Video(f"bad{i}", str(path), f"bad{i}"))
     return out
+
+
+@contextlib.contextmanager
+def tiny_world(root: Path):
+    """A profile in which a training takes seconds, and its file; with an untrained codec and tagger in a cache of its
+    own."""
+    p = config.load("smoke", TINY)
+    file = root / "tiny.yaml"
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(p)))), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VMAS_CACHE", str(root / "cache"))
+        patch.setenv("VMAS_RESULTS", str(root / "results"))
+        checkpoints(paths.checkpoints("tiny"))
+        yield config.load(str(file)), file

@@ -5,37 +5,19 @@ import json
 
 import numpy as np
 import pytest
-import yaml
-from dataset_files import checkpoints
+from dataset_files import tiny_world
 
 from vmas import checkpoint, config, paths
 from vmas.dataset import shards
 from vmas.errors import UsageError
 from vmas.experiments import cleaning, cleaning_data, dirty, registry, runner, sweep, table5
 
-TINY = {
-    "name": "tiny",
-    "clip": {"seconds": 2.5},
-    "corpus": {"train": 32, "val": 4, "test": 4, "shifted": 4},
-    "codec": {"train_steps": 2, "dim": 8, "width": 8, "blocks": 1, "n_mels": 20, "bins": 16},
-    "encoder": {"motion_steps": 2, "motion_batch": 4},
-    "train": {"steps": 2, "pretrain_steps": 2, "batch_size": 4, "warmup_steps": 1, "val_every": 1},
-    "eval": {"bootstrap": 50, "tagger_steps": 2, "sampling_seeds": 1, "sweep_sampling_seeds": 1},
-}
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A profile and its file, with an untrained codec and tagger."""
-    root = tmp_path_factory.mktemp("cleaning")
-    p = config.load("smoke", TINY)
-    file = root / "tiny.yaml"
-    file.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(p)))), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VMAS_CACHE", str(root / "cache"))
-        patch.setenv("VMAS_RESULTS", str(root / "results"))
-        checkpoints(paths.checkpoints("tiny"))
-        yield config.load(str(file)), file
+    with tiny_world(tmp_path_factory.mktemp("cleaning")) as found:
+        yield found
 
 
 def taken(p, name: str, seed: int = 0):

@@ -40,7 +40,7 @@ def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> lis
     """
     out = []
     for first in found[0].rows:
-        same = [r.row(first.system, first.dataset, first.metric) for r in found]
+        same = [r.row(r.rows[0].system, first.dataset, first.metric) for r in found]  # a run may have had another label
         values = np.array([r.value for r in same], float)
         if first.metric in found[0].extra["per_clip"][first.dataset]:
             s = intervals.stratified(clips(found, first.dataset, first.metric), n=profile.eval.bootstrap)
@@ -156,15 +156,13 @@ def record(
     if not there:
         raise DataError(f"{target}: no run is recorded yet; 'vmas reproduce {target} --seeds 1' makes the first")
     table = [r for c in there for r in rows(c, found[c.name], profile)]
-    gains = {
-        c.name: differences(found[c.name], found[reference], profile)
-        for c in there
-        if c.name != reference and found.get(reference)
-    }
+    against = {c.name: c.against or reference for c in there if (c.against or reference) != c.name}
+    gains = {name: differences(found[name], found[to], profile) for name, to in against.items() if found.get(to)}
     every = [r for c in there for r in found[c.name]]
     extra = {
         "note": profile.note,
         "reference": reference,
+        "against": against,
         "differences": gains,
         "seeds": {c.name: sorted(r.extra["seed"] for r in found[c.name]) for c in there},
         "missing": [c.name for c in conditions if c not in there],

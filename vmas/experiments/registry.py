@@ -98,6 +98,13 @@ REGISTRY: dict[str, Target] = {
             sweep="vmas.experiments.cleaning",
         ),
         Target(
+            "corpora",
+            "Beat weights on other corpora",
+            "beat weights where the picture shows more, or fewer, of the beats (--seeds trains)",
+            "12_table5_alignment_ablation.ipynb",
+            sweep="vmas.experiments.corpora",
+        ),
+        Target(
             "follow",
             "Does the music follow the video?",
             "other, shifted, cut, slowed and frozen videos",

@@ -33,8 +33,10 @@ class Condition:
     """What a row of a table changes in the profile: `overrides` as `config.load` takes them.
 
     `paper` is the row of the paper that it stands for, "" for a variant of ours; `share` the share of the
-    training clips that it sees; `data` a set of `vmas.experiments.cleaning_data` in place of the corpus's own clips;
-    `published` says that the weights of its seed `PUBLISHED` go with the repository.
+    training clips that it sees; `data` a set of `vmas.experiments.cleaning_data` or a corpus of `corpora_data` in
+    place of the corpus's own clips; `published` says that the weights of its seed `PUBLISHED` go with the repository.
+    `run` names the run of another sweep that it is ("table5-contrastive"), `against` the row that it is compared with
+    where that is not the sweep's reference.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Condition:
     about: str = ""
     data: str = ""
     published: bool = False
+    run: str = ""
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.target}-{self.condition.name}"
+        return self.condition.run or f"{self.target}-{self.condition.name}"
 
     def key(self) -> str:
         """Hash of what its numbers depend on."""
@@ -69,9 +73,7 @@ class Run:
         shas = [checkpoint.read_manifest(root / n)["sha256"] for n in ("codec", "tagger")]
         given = [self.condition.share, data_sha256(self.profile), shas, self.seed, versions.of(*STAGES)]
         if self.condition.data:
-            from vmas.experiments import cleaning_data
-
-            given.append(cleaning_data.key(self.profile, self.condition.data, self.seed))
+            given.append(_sets(self.condition.data).key(self.profile, self.condition.data, self.seed))
         return sha256(about, *given)
 
     def record(self) -> Record | None:
@@ -182,11 +184,17 @@ def _data(run: Run, progress: bool, say: Callable[[str], None]) -> tuple[Any, di
     name = run.condition.data
     if not name:
         return None, {}
-    from vmas.experiments import cleaning_data
     from vmas.training.stages import the_codec
 
-    found = cleaning_data.load(run.profile, name, run.seed, the_codec(run.profile), progress=progress, say=say)
-    return found, {"set": cleaning_data.composition(run.profile, name, run.seed, progress=progress)}
+    found = _sets(name).load(run.profile, name, run.seed, the_codec(run.profile), progress=progress, say=say)
+    return found, {"set": _sets(name).composition(run.profile, name, run.seed, progress=progress)}
+
+
+def _sets(name: str) -> Any:
+    """The module that knows the training clips called `name`: `key`, `load` and `composition`."""
+    from vmas.experiments import cleaning_data, corpora_data
+
+    return corpora_data if name in corpora_data.SETS else cleaning_data
 
 
 def execute(
@@ -293,7 +301,7 @@ def recorded(target: str, conditions: Sequence[Condition], profile: Profile | st
     cfg = config.load(profile) if isinstance(profile, str) else profile
     for c in conditions:
         p = config.changed(cfg, c.overrides)
-        found = (Run(target, c, p, s).record() for s in records.seeds(f"{target}-{c.name}", p.name))
+        found = (Run(target, c, p, s).record() for s in records.seeds(Run(target, c, p, 0).name, p.name))
         out[c.name] = [r for r in found if r]
     return out
 
@@ -304,5 +312,6 @@ def listing(all_runs: Sequence[Run]) -> str:
     for run in all_runs:
         found = run.record()
         took = f"recorded, {found.provenance['wall_s'] / 60:.0f} min" if found else "to do"
-        lines.append(f"  {took:20} {run.name}, seed {run.seed}: {run.condition.label}")
+        of = f" ({run.condition.name})" if run.condition.run else ""
+        lines.append(f"  {took:20} {run.name}{of}, seed {run.seed}: {run.condition.label}")
     return "\n".join(lines)

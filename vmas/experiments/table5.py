@@ -59,7 +59,13 @@ CONDITIONS: tuple[Condition, ...] = (
     _over("delta-10", ", δ = 10", delta=10),
     _over("alpha-.25", ", α = .25", alpha=0.25),
     _over("alpha-.5", ", α = .5", alpha=0.5),
-    Condition("shipped", "+ beat weighting as in Table 3", {}, about="α and the division that the profile takes"),
+    Condition(
+        "shipped",
+        "+ beat weighting as in Table 3",
+        {},
+        about="α and the division that the profile takes; the point of figures 6 and 7 with all clips",
+        run="data-size-share-100",
+    ),
     Condition("no-bias", "Autoregressive baseline, no time bias", {**BASELINE, "decoder": {"time_bias_s": None}}),
     Condition(
         "row-times",

@@ -24,21 +24,21 @@ def past_their_best(record: Record, by: float = RISE) -> list[str]:
 
 
 def effects(record: Record, conditions: Sequence[str]) -> list[str]:
-    """Of each condition, a line a data set: what it changes against the reference row, with interval and verdict."""
+    """Of each condition, a line a data set: what it changes against its reference, with interval and verdict."""
     found = sweeps.gains(record)
     lines = []
     for (name, dataset), part in found[found.condition.isin(list(conditions))].groupby(
         ["condition", "dataset"], sort=False
     ):
-        seeds = int(part.seeds.iloc[0])
+        seeds, to = int(part.seeds.iloc[0]), record.extra["against"][name]
         if seeds < 2:
             values = "; ".join(f"{g.metric} {g.difference:+.3f}" for g in part.itertuples())
-            lines.append(f"{name} against {record.extra['reference']}, {_short(dataset)}, one training each: {values}.")
+            lines.append(f"{name} against {to}, {_short(dataset)}, one training each: {values}.")
             continue
         values = "; ".join(
             f"{g.metric} {g.difference:+.3f} [{g.lo:+.3f}, {g.hi:+.3f}], {g.verdict}" for g in part.itertuples()
         )
-        lines.append(f"{name} against {record.extra['reference']}, {_short(dataset)}, {seeds} seeds: {values}.")
+        lines.append(f"{name} against {to}, {_short(dataset)}, {seeds} seeds: {values}.")
     tests = int(found.verdict.isin(["better", "worse", "no difference shown"]).sum())
     if lines and tests:
         lines.append(

@@ -1,0 +1,109 @@
+"""The same clips with other beats: corpora whose picture shows more, or fewer, of the music's beats.
+
+Genres, scenes, music and their draws are those of the profile's own training clips; what changes is how many of the
+beats the picture shows and how often it moves where no beat is.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vmas import corpus, paths
+from vmas.config import Profile, sha256
+from vmas.errors import UsageError, nearest
+from vmas.features import FEATURES_VERSION, SplitFeatures, load_split
+from vmas.training.data import Source
+from vmas.training.sources import CorpusData, Data
+from vmas.training.tasks import clip_weights, vmas_data
+
+VERSION = 1  # raised when the same knobs give other clips
+SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """`beat_share` of the music's beats are shown; `spurious_per_s` movements a second have no beat."""
+
+    beat_share: float
+    spurious_per_s: float
+
+
+SETS = {"clean": Knobs(1.0, 0.0), "loose": Knobs(0.6, 1.5)}
+
+
+def get(name: str) -> Knobs:
+    """A corpus by name. Raises UsageError."""
+    if name not in SETS:
+        raise UsageError(f"no corpus is called {name!r}: {nearest(name, SETS)}")
+    return SETS[name]
+
+
+def profile_of(profile: Profile, name: str) -> Profile:
+    """`profile` with a corpus's knobs, its training clips alone, and a name of its own for its folders."""
+    none = {s: 0 for s in corpus.SPLITS if s != SPLIT}
+    knobs = dataclasses.replace(profile.corpus, **dataclasses.asdict(get(name)), **none)
+    return dataclasses.replace(profile, name=f"{profile.name}-{name}", corpus=knobs)
+
+
+def key(profile: Profile, name: str, seed: int) -> str:
+    """Hash of everything that the clips depend on beside the codec; no seed changes them."""
+    other = profile_of(profile, name)
+    return sha256(VERSION, FEATURES_VERSION, corpus.data_sha256(other), other.corpus.train, other.clip)
+
+
+def features(
+    profile: Profile, name: str, codec: Any = None, workers: int | None = None, progress: bool = True
+) -> SplitFeatures:
+    """The training clips of a corpus, made where they are missing; with a codec also their tokens."""
+    other = profile_of(profile, name)
+    corpus.make(paths.corpus(other.name), other, (SPLIT,), workers, progress=progress)
+    return load_split(other, SPLIT, codec, progress)
+
+
+def composition(
+    profile: Profile, name: str, seed: int, workers: int | None = None, progress: bool = True
+) -> dict[str, float]:
+    """What the corpus is like by its truth, and the share of tokens with weight 1 (eq. 3, the profile's options)."""
+    from vmas.corpus.card import manifest_card
+
+    found = features(profile, name, None, workers, progress)
+    card = manifest_card(found.manifest, 1 / profile.clip.fps)
+    weights = clip_weights(found.flow, found.beats, profile)
+    kept = ("beats_shown", "events_per_clip", "events_without_beat_per_s", "events_far_from_any_beat")
+    about = {k.replace("_", " "): round(float(card[k]), 4) for k in kept}
+    return {"clips": len(found), **about, "tokens with weight 1": round(float((weights == 1).mean()), 4)}
+
+
+def load(
+    profile: Profile,
+    name: str,
+    seed: int,
+    codec: Any,
+    workers: int | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Data:
+    """Stage 1 and validation from the profile's own corpus, stage 2 from the corpus `name`."""
+    say(f"corpus {name}: its training clips")
+    return Other(
+        CorpusData(profile, codec, progress), features(profile, name, codec, workers, progress), profile,
+        key(profile, name, seed),
+    )  # fmt: skip
+
+
+class Other:
+    """Stage 1, validation and calibration as `first` has them, stage 2 on the clips of `split`; `key` names these."""
+
+    def __init__(self, first: Data, split: SplitFeatures, profile: Profile, key: str):
+        self.first, self.split, self.profile = first, split, profile
+        self.scenes, self.keys = first.scenes, (first.keys[0], key)
+        self.motion, self.music, self.flow, self.frames = first.motion, first.music, first.flow, first.frames
+
+    def clips(self, split: str) -> int:
+        return len(self.split) if split == SPLIT else self.first.clips(split)
+
+    def vmas(self, split: str, rows: np.ndarray | None = None) -> Source:
+        return vmas_data(self.split, self.profile, rows) if split == SPLIT else self.first.vmas(split, rows)
