@@ -77,7 +77,7 @@ def test_keys_and_names():
     keys = {corpora_data.key(mini, n, 0) for n in corpora_data.SETS}
     assert len(keys) == len(corpora_data.SETS)
     assert corpora_data.key(mini, "clean", 0) == corpora_data.key(mini, "clean", 1), "no seed changes the clips"
-    runs = {c.name: sweep.Run("corpora", c, config.load("mini", c.overrides), 0) for c in corpora.CONDITIONS}
+    runs = {c.name: sweep.Run("corpora", c, c.of(config.load("mini")), 0) for c in corpora.CONDITIONS}
     assert len({r.key() for r in runs.values()}) == len(runs)
     with pytest.raises(UsageError, match="clean"):
         corpora_data.get("claen")
@@ -89,7 +89,7 @@ def test_rows_of_the_own_corpus_are_table_5s():
     assert [c.name for c in corpora.CONDITIONS if c.run] == ["own-contrastive", "own-alpha-.25"]
     for name in ("contrastive", "alpha-.25"):
         theirs = next(c for c in table5.CONDITIONS if c.name == name)
-        p = config.load("mini", theirs.overrides)
+        p = theirs.of(config.load("mini"))
         here, there = sweep.Run("corpora", rows[f"own-{name}"], p, 2), sweep.Run("table5", theirs, p, 2)
         assert here.name == there.name
         assert here.key() == there.key()
@@ -100,7 +100,7 @@ def test_rows_of_the_own_corpus_are_table_5s():
 
 
 def _run(p, condition, seed: int, per_clip: np.ndarray, fad: float) -> Record:
-    run = sweep.Run("corpora", condition, config.changed(p, condition.overrides), seed)
+    run = sweep.Run("corpora", condition, condition.of(p), seed)
     metric, same = f"MV Align (2025, {p.clip.fps:g} fps)", {"n": len(per_clip), "seeds": 1, "status": p.status}
     rows = (
         Row(condition.label.rsplit(",", 1)[0], "d", "FAD (codec)", "down", fad, (fad - 1, fad + 1), **same),

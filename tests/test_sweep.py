@@ -39,7 +39,7 @@ def test_conditions_of_table_5_are_the_papers_rows_and_one_change_each():
     printed = set(paper.load("table5").row)
     assert {c.paper for c in table5.CONDITIONS if c.paper} == {r.replace(" (Ours)", "") for r in printed}
     assert len({c.name for c in table5.CONDITIONS}) == len(table5.CONDITIONS)
-    mini = {c.name: config.load("mini", c.overrides) for c in table5.CONDITIONS}
+    mini = {c.name: c.of(config.load("mini")) for c in table5.CONDITIONS}
     assert not mini["baseline"].align.contrastive
     assert not mini["baseline"].align.beat_weighting
     assert mini["beats"].align.normalise == "count"
@@ -47,6 +47,8 @@ def test_conditions_of_table_5_are_the_papers_rows_and_one_change_each():
     assert mini["beats"].align.alpha == 0.05  # appendix B's, whatever the profile takes
     assert mini["all-maxima"].align == replace(mini["beats"].align, require_positive=False)
     assert mini["shipped"] == config.load("mini")
+    assert mini["beats-long"] == replace(mini["beats"], train=replace(mini["beats"].train, steps=4500))
+    assert mini["beats-long"].train.steps == 3 * mini["beats"].train.steps
     weighted = [c.name for c in table5.CONDITIONS if "over Σw" in c.label]
     assert {"dilated", "onset", "delta-2", "alpha-.5"} < set(weighted)
     assert {mini[n].align.normalise for n in weighted} == {"weight"}
@@ -67,6 +69,17 @@ def test_runs_go_seed_by_seed_and_variants_stop_at_three():
     assert {v for n, v in count.items() if n not in table5.PAPER} == {3}
     with pytest.raises(UsageError, match="did you mean baseline"):
         runner.sweep_runs(registry.get("table5"), "smoke", [0], ["base"])
+
+
+def test_a_row_may_be_another_sweeps_run():
+    """The training of figures 6 and 7 with all clips is that of Table 5's `shipped`: one record, two tables."""
+    one = next(c for c in table5.CONDITIONS if c.name == "shipped")
+    other = next(c for c in data_size.CONDITIONS if c.name == data_size.REFERENCE)
+    mini = config.load("mini")
+    a, b = sweep.Run("table5", one, one.of(mini), 1), sweep.Run("data-size", other, other.of(mini), 1)
+    assert (a.name, a.key(), a.folder) == (b.name, b.key(), b.folder)
+    listed = sweep.listing([a])
+    assert "data-size-share-100 (shipped), seed 1" in listed
 
 
 def test_shares_of_the_data_are_nested():

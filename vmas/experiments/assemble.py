@@ -136,7 +136,8 @@ def changes(condition: Condition) -> str:
             return [line for k, v in value.items() for line in flat(f"{at}.{k}" if at else k, v)]
         return [f"{at} = {value}"]
 
-    return ", ".join(flat("", condition.overrides))
+    longer = [f"train.steps {condition.longer} times as many"] if condition.longer != 1 else []
+    return ", ".join([*flat("", condition.overrides), *longer])
 
 
 def record(

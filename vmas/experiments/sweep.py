@@ -36,7 +36,7 @@ class Condition:
     training clips that it sees; `data` a set of `vmas.experiments.cleaning_data` or a corpus of `corpora_data` in
     place of the corpus's own clips; `published` says that the weights of its seed `PUBLISHED` go with the repository.
     `run` names the run of another sweep that it is ("table5-contrastive"), `against` the row that it is compared with
-    where that is not the sweep's reference.
+    where that is not the sweep's reference; stage 2 has `longer` times the profile's updates.
     """
 
     name: str
@@ -49,6 +49,13 @@ class Condition:
     published: bool = False
     run: str = ""
     against: str = ""
+    longer: int = 1
+
+    def of(self, profile: Profile) -> Profile:
+        """`profile` with what this row changes."""
+        steps = self.overrides.get("train", {}).get("steps", profile.train.steps)
+        more = {"train": {"steps": self.longer * steps}} if self.longer != 1 else {}
+        return config.changed(config.changed(profile, self.overrides), more)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ class Run:
 
 def runs(target: str, conditions: Sequence[Condition], profile: str, seeds: Sequence[int]) -> list[Run]:
     """Every (condition, seed), seed by seed, so that an early end leaves whole comparisons."""
-    return [Run(target, c, config.load(profile, c.overrides), s) for s in seeds for c in conditions]
+    cfg = config.load(profile)
+    return [Run(target, c, c.of(cfg), s) for s in seeds for c in conditions]
 
 
 def perform(
@@ -300,7 +308,7 @@ def recorded(target: str, conditions: Sequence[Condition], profile: Profile | st
     out: dict[str, list[Record]] = {}
     cfg = config.load(profile) if isinstance(profile, str) else profile
     for c in conditions:
-        p = config.changed(cfg, c.overrides)
+        p = c.of(cfg)
         found = (Run(target, c, p, s).record() for s in records.seeds(Run(target, c, p, 0).name, p.name))
         out[c.name] = [r for r in found if r]
     return out

@@ -3,7 +3,8 @@
 A variant changes one thing of the row it starts from; what the paper leaves open is thereby shown, not chosen. What
 is about the weights themselves (place, δ, α) starts from eq. 4 divided by Σw: divided by the number of tokens, every
 change of them also changes how much L_g weighs beside βL_c, and the two could not be told apart. The `lead` rows
-change two things, the place and the time: they were added after `placement` had shown where the video helps.
+change two things, the place and the time: they were added after `placement` had shown where the video helps. Every row
+is compared with the baseline, `beats-long` with the row that it is a longer run of.
 """
 
 from vmas.experiments.sweep import Condition
@@ -46,6 +47,14 @@ CONDITIONS: tuple[Condition, ...] = (
         "+ contrastive, encoder trained",
         {**CONTRASTIVE, "train": {"freeze": []}},
         about="stage 2 trains the encoder too, so that eq. 2 can shape X_v",
+    ),
+    Condition(
+        "beats-long",
+        "+ beat weighting (literal), three times as long",
+        _beat(),
+        about="three times the updates of stage 2",
+        against="beats",
+        longer=3,
     ),
     Condition("all-maxima", "+ beat weighting (literal), every maximum", _beat(require_positive=False), about="eq. 3"),
     Condition("beta", "+ beat weighting, β = .025", _beat(beta=0.025), about="β a tenth, as L_g is with these weights"),
