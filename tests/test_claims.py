@@ -15,13 +15,9 @@ from vmas.experiments import claims, findings, follow, registry, table3
 from vmas.experiments.claims import CLAIMS, Claim, verdict
 from vmas.experiments.findings import (
     ALIGN,
-    BETTER,
     FAD,
-    FEW,
     KL,
     TEST,
-    UNCLEAR,
-    WORSE,
     Answer,
     Apart,
     Cell,
@@ -33,6 +29,7 @@ from vmas.experiments.findings import (
     Share,
     World,
 )
+from vmas.metrics.verdict import BETTER, FEW, UNCLEAR, WORSE
 from vmas.records import Record, Row
 from vmas.report import ledger
 

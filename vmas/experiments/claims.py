@@ -17,15 +17,11 @@ from vmas.experiments import findings, table3
 from vmas.experiments.findings import (
     ABOUT,
     ALIGN,
-    BETTER,
     FAD,
-    FEW,
     KL,
     NEAR,
     SHIFTED,
     TEST,
-    TRAININGS,
-    WORSE,
     Answer,
     Apart,
     Cell,
@@ -38,6 +34,7 @@ from vmas.experiments.findings import (
     Test,
     World,
 )
+from vmas.metrics.verdict import BETTER, FEW, TRAININGS, WORSE
 from vmas.records import Record, Row
 
 if TYPE_CHECKING:

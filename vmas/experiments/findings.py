@@ -18,12 +18,11 @@ from typing import Any, Protocol
 
 from vmas.config import Profile, sha256
 from vmas.experiments import assemble, follow, registry, sweep, table3
+from vmas.metrics.verdict import BETTER, UNCLEAR, WORSE, side
 from vmas.records import Record, Row, committed, find, local
 
-BETTER, WORSE, UNCLEAR, FEW = "better", "worse", "no difference shown", "too few trainings"
 TEST, SHIFTED = table3.DATASETS["test"], table3.DATASETS["shifted"]
 FAD, KL, ALIGN = "FAD (codec)", "KL", "MV Align"
-TRAININGS = 3  # of each side, before a row may be called better or worse than another
 COUNTED = "reproduced"  # status of what is counted at the paper's own size
 NEAR = 0.01  # share by which a counted number may miss a printed one
 ABOUT = 0.05  # by which a share may miss one that the paper says of "approximately" so many
@@ -172,7 +171,7 @@ class Gain:
             if g["dataset"] != self.dataset or g["metric"] not in wanted:
                 continue
             lo, hi, seeds, n = g["lo"], g["hi"], g["seeds"], a[0].row(own, self.dataset, g["metric"]).n
-            found = _side(lo, hi, g["direction"], seeds)
+            found = side(lo, hi, g["direction"], seeds)
             at = (what, self.dataset, g["metric"], g["direction"], g["difference"], lo, hi, n, seeds, found, status)
             out.append(Finding(*at, counts=self.counts))
         return out
@@ -217,7 +216,7 @@ class Apart:
                 if a is None or b is None or a.value is None or b.value is None or a.ci95 is None or b.ci95 is None:
                     continue
                 lo, hi = a.ci95[0] - b.ci95[1], a.ci95[1] - b.ci95[0]  # the widest that both intervals allow
-                found = _side(lo, hi, a.direction)
+                found = side(lo, hi, a.direction)
                 out.append(Finding(f"{ours} against {theirs}", self.dataset, a.metric, a.direction, a.value - b.value,
                                    lo, hi, a.n, None, found, a.status))  # fmt: skip
         return out
@@ -242,7 +241,7 @@ class Answer:
         return [
             Finding(f"the music follows {a['question'].rstrip('?')}", found[0].extra["split"],
                     f"advantage, {a['unit']}", "up", a["value"], a["lo"], a["hi"], a["n"], a["seeds"],
-                    _side(a["lo"], a["hi"], "up", a["seeds"]), found[0].rows[0].status)
+                    side(a["lo"], a["hi"], "up", a["seeds"]), found[0].rows[0].status)
             for a in follow.over_trainings(found)
             if a["question"].startswith(self.questions)
         ]  # fmt: skip
@@ -300,12 +299,12 @@ class Cheaper:
                 ratios = {w: n / found[other][way][w] - 1 for w, n in by_window.items()}
                 lo, hi = min(ratios.values()), max(ratios.values())
                 turned = ", ".join(w for w, r in ratios.items() if r >= 0)
-                side = (
-                    f"depends on the windows of stage 1 (not with {turned})" if lo < 0 <= hi else _side(lo, hi, "down")
-                )
+                said = side(lo, hi, "down")
+                if lo < 0 <= hi:
+                    said = f"depends on the windows of stage 1 (not with {turned})"
                 out.append(
                     Finding(f"{ours} against {other}, {way}", "one clip at the paper's size", "GFLOPs, relative",
-                            "down", ratios[TAKEN], lo, hi, None, None, side, COUNTED, readings=True)
+                            "down", ratios[TAKEN], lo, hi, None, None, said, COUNTED, readings=True)
                 )  # fmt: skip
         return out
 
@@ -381,11 +380,3 @@ def counted() -> dict[str, dict[str, dict[str, float]]]:
             for way, n in ways.items():
                 out[model].setdefault(way, {})[f"{window[0]}x{window[1]}"] = n / 1e9
     return out
-
-
-def _side(lo: float | None, hi: float | None, direction: str, trainings: int | None = None) -> str:
-    if trainings is not None and trainings < TRAININGS:
-        return FEW
-    if lo is None or hi is None or lo <= 0 <= hi:
-        return UNCLEAR
-    return BETTER if (lo > 0) == (direction == "up") else WORSE

@@ -23,7 +23,7 @@ from vmas.errors import DataError
 from vmas.experiments import data_size, follow_tests, references, sweep
 from vmas.experiments.evaluate import Evaluator
 from vmas.experiments.follow_tests import Bench, Found
-from vmas.metrics import intervals
+from vmas.metrics import intervals, verdict
 from vmas.records import Record
 
 TARGET = "follow"
@@ -183,8 +183,8 @@ def answer(ci95: tuple[float, float] | None) -> str:
 
     "yes" when the whole interval lies above 0, "the opposite" when it lies below, else "not seen".
     """
-    lo, hi = ci95 or (float("nan"), float("nan"))
-    return "yes" if lo > 0 else "the opposite" if hi < 0 else "not seen"
+    said = verdict.side(*(ci95 or (None, None)), "up")
+    return {verdict.BETTER: "yes", verdict.WORSE: "the opposite"}.get(said, "not seen")
 
 
 def answers(record: Record) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vmas.errors import DataError
+from vmas.metrics.verdict import FEW, side
 from vmas.records import Record, Row
 from vmas.report import palette, paper, table
 
@@ -21,12 +22,10 @@ CURVES = {
 
 
 def verdict(direction: str, lo: float | None, hi: float | None, seeds: int) -> str:
-    """Whether a difference is one, by a rule: its 95% interval, over two trainings or more a side, leaves out 0."""
-    if seeds < 2 or lo is None or hi is None:
-        return "cannot tell: one training each"
-    if lo <= 0 <= hi:
-        return "no difference shown"
-    return "better" if (lo > 0) == (direction == "up") else "worse"
+    """Whether a difference is one (`vmas.metrics.verdict.side`): "better", "worse", "no difference shown", or with too
+    few trainings "cannot tell"."""
+    said = side(lo, hi, direction, seeds)
+    return f"cannot tell: {seeds} training{'s' * (seeds > 1)} each" if said == FEW else said
 
 
 def gains(record: Record) -> "pd.DataFrame":
