@@ -76,10 +76,14 @@ def test_a_row_may_be_another_sweeps_run():
     one = next(c for c in table5.CONDITIONS if c.name == "shipped")
     other = next(c for c in data_size.CONDITIONS if c.name == data_size.REFERENCE)
     mini = config.load("mini")
-    a, b = sweep.Run("table5", one, one.of(mini), 1), sweep.Run("data-size", other, other.of(mini), 1)
+    a, b = sweep.Run("table5", one, one.of(mini), 0), sweep.Run("data-size", other, other.of(mini), 0)
     assert (a.name, a.key(), a.folder) == (b.name, b.key(), b.folder)
+    found = a.record(), b.record()
+    assert all(found), "the committed model's own"
+    assert [{row.system for row in r.rows} for r in found] == [{one.label}, {other.label}]
+    assert [row.value for row in found[0].rows] == [row.value for row in found[1].rows]
     listed = sweep.listing([a])
-    assert "data-size-share-100 (shipped), seed 1" in listed
+    assert "data-size-share-100 (shipped), seed 0" in listed
 
 
 def test_shares_of_the_data_are_nested():

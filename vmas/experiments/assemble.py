@@ -40,7 +40,7 @@ def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> lis
     """
     out = []
     for first in found[0].rows:
-        same = [r.row(r.rows[0].system, first.dataset, first.metric) for r in found]  # a run may have had another label
+        same = [r.row(first.system, first.dataset, first.metric) for r in found]
         values = np.array([r.value for r in same], float)
         if first.metric in found[0].extra["per_clip"][first.dataset]:
             s = intervals.stratified(clips(found, first.dataset, first.metric), n=profile.eval.bootstrap)

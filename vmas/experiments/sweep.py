@@ -84,11 +84,15 @@ class Run:
         return sha256(about, *given)
 
     def record(self) -> Record | None:
-        """Its record, committed or of this machine, where it still holds."""
-        key = self.key()
+        """Its record, committed or of this machine, where it still holds; its rows have the condition's label.
+
+        A label is no part of the key: a row may have been named anew since, or have two names in two sweeps.
+        """
+        key, label = self.key(), self.condition.label
         for place in (records.committed, records.local):
             if found := records.find(place(self.name, self.profile.name, self.seed), key):
-                return found
+                rows = tuple(dataclasses.replace(r, system=label) for r in found.rows)
+                return dataclasses.replace(found, title=label, rows=rows)
         return None
 
     @property
