@@ -86,3 +86,22 @@ def test_other_architecture(tmp_path, net, message):
     state, _ = checkpoint.load(tmp_path / "c")
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load_into(net, state, tmp_path / "c")
+
+
+def test_state_sha256_sees_names_shapes_and_bits():
+    state = {
+        "n": torch.tensor(3),
+        "none": torch.zeros(0),
+        "b": torch.arange(4.0),
+        "a": torch.zeros(2, 2, dtype=torch.float16),
+    }
+    sha = checkpoint.state_sha256(state)
+    assert sha == checkpoint.state_sha256(dict(reversed(state.items()))), "in the order of the names"
+    assert sha == checkpoint.state_sha256({**state, "a": state["a"].T})
+    others = [
+        {**state, "b": torch.arange(4.0) + 1e-6},
+        {**state, "a": torch.zeros(4, dtype=torch.float16)},
+        {**state, "a": torch.zeros(2, 2)},
+        {**{k: v for k, v in state.items() if k != "b"}, "c": state["b"]},
+    ]
+    assert len({sha, *map(checkpoint.state_sha256, others)}) == 5

@@ -1,5 +1,6 @@
 """Sweeps: which runs there are, which shares they see, and what a table makes of their records."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,53 @@ def test_a_row_may_be_another_sweeps_run():
     assert [row.value for row in found[0].rows] == [row.value for row in found[1].rows]
     listed = sweep.listing([a])
     assert "data-size-share-100 (shipped), seed 0" in listed
+
+
+@pytest.mark.parametrize("target", [t for t in registry.available() if t.sweep], ids=lambda t: t.name)
+def test_a_shared_run_is_the_same_training_in_every_sweep(target):
+    """Overrides that drift apart would make two sweeps overwrite one record."""
+    mini, known = config.load("mini"), {}
+    for t in (t for t in registry.available() if t.sweep):
+        module = importlib.import_module(t.sweep)
+        known |= {
+            sweep.Run(module.TARGET, c, c.of(mini), 0).name: sweep.Run(module.TARGET, c, c.of(mini), 0).key()
+            for c in module.CONDITIONS
+            if not c.run
+        }
+    module = importlib.import_module(target.sweep)
+    for run in (sweep.Run(module.TARGET, c, c.of(mini), 0) for c in module.CONDITIONS):
+        assert known[run.name] == run.key()
+        names = {c.name for c in module.CONDITIONS}
+        assert not run.condition.against or run.condition.against in names
+
+
+def test_runs_that_began_apart_are_no_pair(smoke):
+    """A seed whose stage 1 was lost and one that was trained again since are of two stages 1."""
+
+    def began(found: Record, **stage1) -> Record:
+        return replace(found, extra={**found.extra, "stage1": stage1})
+
+    a, b = made(0, [0.2, 0.3]), made(0, [0.3, 0.5])
+    for x, y, pairs in (
+        ({}, {}, 1),
+        ({"music": "m"}, {"music": "m"}, 1),
+        ({}, {"music": "m"}, 0),
+        ({"music": "m"}, {"music": "n"}, 0),
+    ):
+        got = assemble.differences([began(b, **x)], [began(a, **y)], smoke)
+        assert len({g["seeds"] for g in got}) == pairs
+    assert assemble.contrast([(1, [b]), (-1, [a]), (-1, [began(b, music="m")]), (1, [a])], smoke) == []
+
+
+def test_a_difference_of_differences_is_paired(smoke):
+    rng = np.random.default_rng(1)
+    base = rng.uniform(0.2, 0.4, (3, 60))
+    rows = [[made(s, base[s] + by, fad=5.0 + 10 * by + s) for s in range(3)] for by in (0.3, 0.1, 0.15, 0.0)]
+    fad, align = assemble.contrast(list(zip((1, -1, -1, 1), rows, strict=True)), smoke)
+    assert fad["difference"] == pytest.approx(10 * (0.3 - 0.1 - 0.15))
+    assert align["difference"] == pytest.approx(0.3 - 0.1 - 0.15)
+    assert (align["lo"], align["hi"]) == (pytest.approx(0.05), pytest.approx(0.05))
+    assert (align["improvement"], fad["improvement"]) == (1.0, 0.0)
 
 
 def test_shares_of_the_data_are_nested():

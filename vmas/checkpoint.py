@@ -112,6 +112,18 @@ def shas(root, *names: str) -> dict[str, str]:
     return {name: read_manifest(root / name)["sha256"] if there[name] else "absent" for name in names}
 
 
+def state_sha256(state: dict) -> str:
+    """sha256 of a state dict's names, dtypes, shapes and bits, in the order of the names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        x = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+        digest.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def verify(folder, kind: str | None = None) -> dict[str, Any]:
     """The manifest of a checkpoint whose weights have the sha256 that it names. Raises CheckpointError."""
     manifest = read_manifest(folder, kind)

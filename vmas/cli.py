@@ -234,7 +234,11 @@ def reproduce(
         bool, typer.Option("--save-record", help="Also put the record among the committed ones (results/runs).")
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Of table5, table6, fig6, fig7: train every condition with so many seeds.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a sweep (table5, table6, fig6, fig7, cleaning, corpora): train every row with so many seeds.",
+        ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Of a sweep: only this condition (repeatable).")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Of a sweep: runs at a time on each GPU.")] = 1,

@@ -72,6 +72,7 @@ class CorpusConfig:
     vocal_share: float
     mismatched_share: float
     duplicate_share: float
+    varies: float = _later(-1.0)  # spurious_per_s of the corpus that this is a variation of, its pictures else the same
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmas import config
 from vmas.config import CorpusConfig, Profile, sha256
 from vmas.corpus.spec import DRAWS, SPLITS, ClipSpec, clip_id, parse_id, sample_spec
 from vmas.errors import DataError, UsageError, VmasError, nearest
@@ -26,7 +27,7 @@ MARK, MANIFEST, FAILURES = "corpus.json", "manifest.parquet", "failures.json"
 
 def data_sha256(profile: Profile) -> str:
     """What defines the data: the knobs, the clip length and the version of the generator (not how many clips)."""
-    knobs = {k: v for k, v in dataclasses.asdict(profile.corpus).items() if k not in DRAWS}
+    knobs = {k: v for k, v in config.plain(profile.corpus).items() if k not in DRAWS}
     return sha256(CORPUS_VERSION, knobs, profile.clip.seconds, profile.clip.sample_rate)
 
 

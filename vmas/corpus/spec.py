@@ -177,7 +177,10 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
     view = _rng(cfg, split, index, 1)
     shown = view.random(len(beats)) < cfg.beat_share
     jitter = view.normal(0.0, cfg.jitter_s, len(beats)) if cfg.jitter_s else np.zeros(len(beats))
-    spurious = np.sort(view.uniform(0.1, seconds - 0.1, view.poisson(cfg.spurious_per_s * seconds)))
+    rate = cfg.spurious_per_s if cfg.varies < 0 else cfg.varies
+    spurious = np.sort(view.uniform(0.1, seconds - 0.1, view.poisson(rate * seconds)))
+    if rate != cfg.spurious_per_s:
+        spurious = _varied(_rng(cfg, split, index, 5), spurious, rate, cfg.spurious_per_s, seconds)
     events = np.sort(np.concatenate([(beats - LEAD_S + jitter)[shown], spurious]))
     palette = _palette(view, source["palette"])
     if split == "shifted":
@@ -223,6 +226,14 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
         size=cfg.size,
         caption=caption + (", with voice." if vocal else "."),
     )
+
+
+def _varied(rng: np.random.Generator, times: np.ndarray, rate: float, wanted: float, seconds: float) -> np.ndarray:
+    """Events of another rate: the same ones thinned out, or with further ones among them."""
+    if wanted < rate:
+        return times[rng.random(len(times)) < wanted / rate]
+    more = rng.uniform(0.1, seconds - 0.1, rng.poisson((wanted - rate) * seconds))
+    return np.sort(np.concatenate([times, more]))
 
 
 def _seconds(times: np.ndarray) -> tuple[float, ...]:

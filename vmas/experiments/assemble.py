@@ -72,40 +72,46 @@ def rows(condition: Condition, found: Sequence[Record], profile: Profile) -> lis
 
 
 def differences(a: Sequence[Record], b: Sequence[Record], profile: Profile) -> list[dict[str, Any]]:
-    """What condition `a` gains over `b` on the same seeds and clips.
+    """What condition `a` gains over `b` on the same seeds and clips: `contrast` of the two, a - b."""
+    return contrast([(1, a), (-1, b)], profile)
 
-    One dict a data set and metric: dataset, metric, direction, difference (a - b), lo, hi (95%), seeds, and
-    `improvement`, the share of (seed, clip) pairs in which a is better, ties counted half, with `improvement_lo` and
-    `improvement_hi`. It speaks of a clip of a training, not of the mean of a training. FAD belongs to a set: its
-    difference is a seed's, the interval Student's t over seeds (None for one), and `improvement` the share of seeds,
-    with Wilson's interval.
 
-    Seeds that one side lacks are left out, and so are those whose two runs began from another stage 1
+def contrast(sides: Sequence[tuple[int, Sequence[Record]]], profile: Profile) -> list[dict[str, Any]]:
+    """A sum of conditions with signs (1 or -1), the first a 1, on the same seeds and clips.
+
+    One dict a data set and metric: dataset, metric, direction, difference (the sum), lo, hi (95%), seeds, and
+    `improvement`, the share of (seed, clip) pairs in which it is for the better, ties counted half, with
+    `improvement_lo` and `improvement_hi`. It speaks of a clip of a training, not of the mean of a training. FAD
+    belongs to a set: its difference is a seed's, the interval Student's t over seeds (None for one), and `improvement`
+    the share of seeds, with Wilson's interval.
+
+    Seeds that one side lacks are left out, and so are those whose runs began from another stage 1
     (`extra["stage1"]`): they would differ by more than the condition.
     """
-    of_a, of_b = ({r.extra["seed"]: r for r in side} for side in (a, b))
-    shared = [s for s in sorted(set(of_a) & set(of_b)) if _began_alike(of_a[s], of_b[s])]
+    by_seed = [{r.extra["seed"]: r for r in found} for _, found in sides]
+    shared = [
+        s for s in sorted(set.intersection(*map(set, by_seed)))
+        if all(_began_alike(by_seed[0][s], other[s]) for other in by_seed[1:])
+    ]  # fmt: skip
     if not shared:
         return []
-    left, right = ([side[s] for s in shared] for side in (of_a, of_b))
+    same = [(sign, [runs[s] for s in shared]) for (sign, _), runs in zip(sides, by_seed, strict=True)]
+    first = same[0][1]
     out = []
-    for row in left[0].rows:
+    for row in first[0].rows:
         if row.direction not in BETTER:
             continue
-        sign = BETTER[row.direction]
-        if row.metric in left[0].extra["per_clip"][row.dataset]:
-            gap = clips(left, row.dataset, row.metric) - clips(right, row.dataset, row.metric)
+        better = BETTER[row.direction]
+        if row.metric in first[0].extra["per_clip"][row.dataset]:
+            gap = np.sum([sign * clips(found, row.dataset, row.metric) for sign, found in same], axis=0)
             s = intervals.stratified(gap, n=profile.eval.bootstrap)
-            won = np.where(np.isnan(gap), np.nan, (sign * gap > 0) + 0.5 * (gap == 0))
+            won = np.where(np.isnan(gap), np.nan, (better * gap > 0) + 0.5 * (gap == 0))
             wins = intervals.stratified(won, n=profile.eval.bootstrap)
         else:
-            ours, others = (
-                np.array([r.row(r.rows[0].system, row.dataset, row.metric).value for r in side], float)
-                for side in (left, right)
-            )
-            gap = ours - others
+            values = [[r.row(r.rows[0].system, row.dataset, row.metric).value for r in found] for _, found in same]
+            gap = np.array([sign for sign, _ in same]) @ np.array(values, float)
             s = intervals.over_seeds(gap)
-            won = float(((sign * gap > 0) + 0.5 * (gap == 0)).sum())
+            won = float(((better * gap > 0) + 0.5 * (gap == 0)).sum())
             wins = MeanCI(won / gap.size, *intervals.wilson(won, gap.size), gap.size, 0)
         found = {
             **{"difference": s.mean, "lo": s.lo, "hi": s.hi, "improvement": wins.mean},
@@ -121,7 +127,7 @@ def differences(a: Sequence[Record], b: Sequence[Record], profile: Profile) -> l
 def _began_alike(a: Record, b: Record) -> bool:
     """Whether two runs of a seed share stage 1, as far as their encoders are the same.
 
-    Records made before stage 1 was kept name none; it was trained once for all of them, and for no others.
+    Records of seed 0 that were made before stage 1 was named have none: it was trained once for all of them, and lost.
     """
     x, y = (r.extra.get("stage1") or {} for r in (a, b))
     same = [r.extra.get("condition", {}).get("overrides", {}).get("encoder") for r in (a, b)]

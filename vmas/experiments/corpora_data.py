@@ -1,7 +1,8 @@
 """The same clips with other beats: corpora whose picture shows more, or fewer, of the music's beats.
 
-Genres, scenes, music and their draws are those of the profile's own training clips; what changes is how many of the
-beats the picture shows and how often it moves where no beat is.
+Music, scene, colours and every other draw are those of the profile's own training clips. What changes is which beats
+the picture shows (more or fewer of them, nested) and how often it moves besides, at times that have nothing to do with
+the beats (thinned out, or further ones among them).
 """
 
 import dataclasses
@@ -21,11 +22,12 @@ from vmas.training.tasks import clip_weights, vmas_data
 
 VERSION = 1  # raised when the same knobs give other clips
 SPLIT = "train"
+OWN = "own"  # the profile's own training clips
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """`beat_share` of the music's beats are shown; `spurious_per_s` movements a second have no beat."""
+    """`beat_share` of the music's beats are shown; the picture moves `spurious_per_s` times a second besides."""
 
     beat_share: float
     spurious_per_s: float
@@ -44,8 +46,9 @@ def get(name: str) -> Knobs:
 def profile_of(profile: Profile, name: str) -> Profile:
     """`profile` with a corpus's knobs, its training clips alone, and a name of its own for its folders."""
     none = {s: 0 for s in corpus.SPLITS if s != SPLIT}
-    knobs = dataclasses.replace(profile.corpus, **dataclasses.asdict(get(name)), **none)
-    return dataclasses.replace(profile, name=f"{profile.name}-{name}", corpus=knobs)
+    own = profile.corpus
+    knobs = dataclasses.replace(own, **dataclasses.asdict(get(name)), varies=own.spurious_per_s, **none)
+    return dataclasses.replace(profile, name=f"{profile.name}-corpus-{name}", corpus=knobs)
 
 
 def key(profile: Profile, name: str, seed: int) -> str:
@@ -58,22 +61,39 @@ def features(
     profile: Profile, name: str, codec: Any = None, workers: int | None = None, progress: bool = True
 ) -> SplitFeatures:
     """The training clips of a corpus, made where they are missing; with a codec also their tokens."""
+    from filelock import FileLock
+
     other = profile_of(profile, name)
-    corpus.make(paths.corpus(other.name), other, (SPLIT,), workers, progress=progress)
-    return load_split(other, SPLIT, codec, progress)
+    lock = paths.cache() / "locks" / f"{other.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):  # runs of a sweep side by side: the first makes them
+        corpus.make(paths.corpus(other.name), other, (SPLIT,), workers, progress=progress)
+        return load_split(other, SPLIT, codec, progress)
 
 
 def composition(
     profile: Profile, name: str, seed: int, workers: int | None = None, progress: bool = True
-) -> dict[str, float]:
-    """What the corpus is like by its truth, and the share of tokens with weight 1 (eq. 3, the profile's options)."""
+) -> dict[str, Any]:
+    """What the corpus is like by its truth, and the share of tokens with weight 1 (eq. 3, the profile's options); under
+    `OWN` the same of the profile's own training clips."""
+    return {
+        **_about(features(profile, name, None, workers, progress), profile),
+        OWN: _about(load_split(profile, SPLIT, None, progress), profile),
+    }
+
+
+def _about(found: SplitFeatures, profile: Profile) -> dict[str, float]:
     from vmas.corpus.card import manifest_card
 
-    found = features(profile, name, None, workers, progress)
     card = manifest_card(found.manifest, 1 / profile.clip.fps)
     weights = clip_weights(found.flow, found.beats, profile)
-    kept = ("beats_shown", "events_per_clip", "events_without_beat_per_s", "events_far_from_any_beat")
-    about = {k.replace("_", " "): round(float(card[k]), 4) for k in kept}
+    kept = {
+        "beats_shown": "beats shown",
+        "events_per_clip": "movements a clip",
+        "events_without_beat_per_s": "movements a second at random",
+        "events_far_from_any_beat": "movements over a frame from any beat",
+    }
+    about = {text: round(float(card[k]), 4) for k, text in kept.items()}
     return {"clips": len(found), **about, "tokens with weight 1": round(float((weights == 1).mean()), 4)}
 
 

@@ -35,13 +35,15 @@ PASSES = 17  # times that every clip goes through the decoder, for the progress 
 
 def key(profile: Profile, seed: int = 0, split: str | None = None, clips: int | None = None) -> str:
     """Hash of everything the numbers depend on: config, data, weights, stage versions, seed, split."""
+    return _key(profile, seed, _weights(profile, seed), split, clips)
+
+
+def _key(profile: Profile, seed: int, weights: dict[str, str], split: str | None = None, clips: int | None = None):
     from vmas.corpus import data_sha256
 
     split, clips = _chosen(split, clips)
     about = {k: v for k, v in plain(profile).items() if k not in ("note", "train")}
-    return sha256(
-        TARGET, about, data_sha256(profile), _weights(profile, seed), seed, versions.of(*STAGES), split, clips
-    )
+    return sha256(TARGET, about, data_sha256(profile), weights, seed, versions.of(*STAGES), split, clips)
 
 
 def _chosen(split: str | None, clips: int | None) -> tuple[str, int]:
@@ -49,25 +51,34 @@ def _chosen(split: str | None, clips: int | None) -> tuple[str, int]:
 
 
 def _weights(profile: Profile, seed: int) -> dict[str, str]:
-    """sha256 of the weights that are asked. Those of one seed go with the repository: another seed's are named by the
-    record of that training, the point of figures 6 and 7 with all clips."""
-    name = f"vmas-seed{seed}"
-    found = checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger", name)
-    if found[name] == "absent" and sweep.ready(profile):
-        every = next(c for c in data_size.CONDITIONS if c.name == data_size.REFERENCE)
-        if training := sweep.Run(data_size.TARGET, every, profile, seed).record():
-            found[name] = training.provenance["checkpoint_sha256"]
-    return found
+    """sha256 of the weights that are asked: those that are there, else those of the seed's recorded training."""
+    found = checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger", f"vmas-seed{seed}")
+    return _recorded_weights(profile, seed) or found if found[f"vmas-seed{seed}"] == "absent" else found
+
+
+def _recorded_weights(profile: Profile, seed: int) -> dict[str, str]:
+    """The same, of the point of figures 6 and 7 with all clips, whose record names them; {} without one.
+
+    Only one seed's weights go with the repository, and what was asked of the others must hold all the same.
+    """
+    if not sweep.ready(profile):
+        return {}
+    every = next(c for c in data_size.CONDITIONS if c.name == data_size.REFERENCE)
+    training = sweep.Run(data_size.TARGET, every, profile, seed).record()
+    parts = checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger")
+    return {**parts, f"vmas-seed{seed}": training.provenance["checkpoint_sha256"]} if training else {}
 
 
 def recorded(profile: Profile) -> list[Record]:
-    """The records that hold, one a training, in the order of their seeds."""
-    places = (records.committed, records.local)
-    found = (
-        next((r for place in places if (r := records.find(place(TARGET, profile.name, s), key(profile, s)))), None)
-        for s in records.seeds(TARGET, profile.name)
-    )
-    return [r for r in found if r]
+    """The records that hold, one a training, in the order of their seeds: of the recorded training's weights, or of
+    those that were trained here."""
+    out = []
+    for s in records.seeds(TARGET, profile.name):
+        weights = (w for w in (_recorded_weights(profile, s), _weights(profile, s)) if w)
+        keys = [_key(profile, s, w) for w in weights]
+        places = [place(TARGET, profile.name, s) for place in (records.committed, records.local)]
+        out += [r for key in keys for place in places if (r := records.find(place, key))][:1]
+    return out
 
 
 def compute(

@@ -20,7 +20,7 @@ from typing import Any
 
 from vmas import checkpoint, config, paths, records, versions
 from vmas.config import Profile, sha256
-from vmas.errors import UsageError, VmasError
+from vmas.errors import UsageError, VmasError, nearest
 from vmas.experiments import references, table3
 from vmas.records import Record
 
@@ -185,7 +185,11 @@ def judged(
         },
         "curve": training["curve"],
         "train_s": training["seconds"],
-        "stage1": {n: stages[n]["sha256"] for n in ("motion", "music") if "sha256" in stages.get(n, {})},
+        "stage1": {
+            n: sha
+            for n in ("motion", "music")
+            if (sha := stages.get(n, {}).get("sha256") or stages.get(n, {}).get("state_sha256"))
+        },
         **(about or {}),
     }
     return Record(run.name, p.name, run.condition.label, run.key(), tuple(rows), prov, extra)
@@ -206,7 +210,10 @@ def _sets(name: str) -> Any:
     """The module that knows the training clips called `name`: `key`, `load` and `composition`."""
     from vmas.experiments import cleaning_data, corpora_data
 
-    return corpora_data if name in corpora_data.SETS else cleaning_data
+    known = {**dict.fromkeys(corpora_data.SETS, corpora_data), **dict.fromkeys(cleaning_data.SETS, cleaning_data)}
+    if name not in known:
+        raise UsageError(f"no training clips are called {name!r}: {nearest(name, known)}")
+    return known[name]
 
 
 def execute(

@@ -4,7 +4,7 @@ A variant changes one thing of the row it starts from; what the paper leaves ope
 is about the weights themselves (place, δ, α) starts from eq. 4 divided by Σw: divided by the number of tokens, every
 change of them also changes how much L_g weighs beside βL_c, and the two could not be told apart. The `lead` rows
 change two things, the place and the time: they were added after `placement` had shown where the video helps. Every row
-is compared with the baseline, `beats-long` with the row that it is a longer run of.
+is compared with the baseline, a longer run with the row that it is a longer run of.
 """
 
 from vmas.experiments.sweep import Condition
@@ -54,6 +54,14 @@ CONDITIONS: tuple[Condition, ...] = (
         _beat(),
         about="three times the updates of stage 2",
         against="beats",
+        longer=3,
+    ),
+    Condition(
+        "contrastive-long",
+        "+ contrastive, three times as long",
+        CONTRASTIVE,
+        about="three times the updates of stage 2",
+        against="contrastive",
         longer=3,
     ),
     Condition("all-maxima", "+ beat weighting (literal), every maximum", _beat(require_positive=False), about="eq. 3"),

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vmas.errors import DataError
+from vmas.metrics.verdict import FEW, TRAININGS, side
 from vmas.records import Record, Row
 from vmas.report import palette, table
 
@@ -18,8 +19,8 @@ def _tick(name: str, sets: dict[str, dict[str, float]]) -> str:
     about = sets.get(name)
     if not about:
         return f"{name} corpus"
-    shown, without = about["beats shown"], about["events without beat per s"]
-    return f"{name} corpus\n{shown:.0%} of beats shown\n{without:.1f} movements/s\nwithout a beat"
+    shown, besides = about["beats shown"], about["movements a second at random"]
+    return f"{name} corpus\n{shown:.0%} of beats shown\n{besides:.1f} movements/s\nat random"
 
 
 def figure(record: Record) -> "Figure":
@@ -32,11 +33,12 @@ def figure(record: Record) -> "Figure":
 
     from vmas.experiments import corpora
 
-    rows = {(r.system, r.dataset): r for r in record.rows if r.value is not None and r.metric.startswith(METRIC)}
-    if not rows:
+    found = [r for r in record.rows if r.value is not None and r.metric.startswith(METRIC)]
+    if not found:
         raise DataError(f"{record.target}: no row of {METRIC}")
+    metric = found[0].metric  # of the profile's own frame rate; others follow it
+    rows = {(r.system, r.dataset): r for r in found if r.metric == metric}
     datasets = list(dict.fromkeys(d for _, d in rows))
-    metric = next(iter(rows.values())).metric
     sets = record.extra["sets"]
     order = [n for n in corpora.ORDER if any(c.name.startswith(f"{n}-") and (c.label, datasets[0]) in rows
                                              for c in corpora.CONDITIONS)]  # fmt: skip
@@ -61,7 +63,8 @@ def figure(record: Record) -> "Figure":
                     if g["lo"] is not None:
                         gain.plot([x, x], [g["lo"], g["hi"]], color=colour, lw=2, alpha=0.6)
                     known = dataset if dataset not in gain.get_legend_handles_labels()[1] else None
-                    gain.plot(x, g["difference"], mark, color=colour, label=known)
+                    few = side(g["lo"], g["hi"], g["direction"], g["seeds"]) == FEW
+                    gain.plot(x, g["difference"], mark, color=colour, mfc="white" if few else colour, label=known)
         gain.axhline(0, color="#666666", lw=0.8)
         gain.set(ylabel=f"with weights less without,\n{metric}", title="what beat weights change")
         gain.legend(frameon=False, fontsize=7)
@@ -73,10 +76,10 @@ def figure(record: Record) -> "Figure":
         fewest = min(r.seeds or 0 for r in rows.values())
         most = max(r.seeds or 0 for r in rows.values())
         trainings = f"{most} training{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} trainings"
+        marks = f"bars: 95% intervals, dotted: chance; hollow: fewer than {TRAININGS} trainings"
         fig.suptitle(
-            f"{record.title} ({record.rows[0].status}, {trainings} a row; bars: 95% intervals, dotted: chance)",
-            fontsize=9, x=0.01, ha="left",
-        )  # fmt: skip
+            f"{record.title} ({record.rows[0].status}, {trainings} a row; {marks})", fontsize=9, x=0.01, ha="left"
+        )
     return fig
 
 

@@ -29,23 +29,39 @@ def verdict(direction: str, lo: float | None, hi: float | None, seeds: int) -> s
 
 
 def gains(record: Record) -> "pd.DataFrame":
-    """Paired differences from the reference row, one line a condition, data set and metric.
+    """Paired differences from the row that each is compared with, one line a condition, data set and metric.
 
-    Columns condition, dataset, metric, difference, lo, hi (95% interval over seeds and clips), better (share of the
-    clips of a seed that come out better than the reference's; of FAD: of the seeds), better_lo, better_hi, seeds,
-    verdict.
+    Columns condition, against, dataset, metric, difference, lo, hi (95% interval over seeds and clips), better (share
+    of the clips of a seed that come out better than the other row's; of FAD: of the seeds), better_lo, better_hi,
+    seeds, verdict.
     """
     import pandas as pd
 
     lines = [
-        {"condition": name, **{k: g[k] for k in ("dataset", "metric", "difference", "lo", "hi")}}
+        {
+            "condition": name,
+            "against": record.extra["against"][name],
+            **{k: g[k] for k in ("dataset", "metric", "difference", "lo", "hi")},
+        }
         | {"better": g["improvement"], "better_lo": g["improvement_lo"], "better_hi": g["improvement_hi"]}
         | {"seeds": g["seeds"], "verdict": verdict(g["direction"], g["lo"], g["hi"], g["seeds"])}
         for name, found in record.extra["differences"].items()
         for g in found
     ]
-    columns = ["condition", "dataset", "metric", "difference", "lo", "hi", "better", "better_lo", "better_hi", "seeds"]
-    return pd.DataFrame(lines, columns=[*columns, "verdict"]).astype({k: float for k in columns[3:9]})
+    columns = [
+        "condition",
+        "against",
+        "dataset",
+        "metric",
+        "difference",
+        "lo",
+        "hi",
+        "better",
+        "better_lo",
+        "better_hi",
+        "seeds",
+    ]
+    return pd.DataFrame(lines, columns=[*columns, "verdict"]).astype({k: float for k in columns[4:10]})
 
 
 def trained(record: Record) -> "pd.DataFrame":

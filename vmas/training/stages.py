@@ -88,7 +88,7 @@ class Session:
         if self.publish:
             checkpoint.save(place, module.state_dict(), "stage1", {"stage": stage.name}, self.seed, record, half=True)
             return self.stage_1(task, module, data, cfg, stage, *parts)
-        return record
+        return {**record, "state_sha256": checkpoint.state_sha256(module.state_dict())}
 
     def stage_2(self, task: nn.Module, data, cfg: TrainConfig, stage: Stage, *parts) -> dict:
         folder = self.folder(cfg, stage, *parts)
