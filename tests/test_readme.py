@@ -47,15 +47,17 @@ def difference(record: Record, condition: str, metric: str) -> str:
     return f"(difference {g['difference']:+.1f} [{g['lo']:+.1f}, {g['hi']:+.1f}] over"
 
 
+THREE = (*table5.PAPER, "shipped", "dirty", "similarity", "share-10", "share-100")
+
+
 def test_numbers_of_trainings(told, swept):
     n = {c: len(seeds) for r in swept.values() for c, seeds in r.extra["seeds"].items()}
-    words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
-    few, clean = words[n["baseline"]], words[n["dirty"]]
-    both = "" if few == clean else f", {clean}"
-    assert f"{few} of each of Table 5's three rows{both or ' and'} of both cleaning rows, one of all" in told
-    assert n["baseline"] == n["contrastive"] == n["beats"]
-    assert n["dirty"] == n["similarity"]
-    assert {v for c, v in n.items() if c not in (*table5.PAPER, "dirty", "similarity")} == {1}
+    assert (
+        "three of each of Table 5's three rows, of its `shipped`, of both cleaning rows and of 10% and all of the data,"
+        " one of all others" in told
+    )
+    assert {n[c] for c in THREE} == {3}
+    assert {v for c, v in n.items() if c not in THREE} == {1}
 
 
 def test_contrast(told, swept):
@@ -154,8 +156,19 @@ def test_data_size(told, swept):
         for f, m in (("fig6", "FAD (codec)"), ("fig7", ALIGN))
     )
     assert f"FAD is {fad[0]:.1f} and MV Align {share(align[0])}, with all {fad[1]:.1f} and {share(align[1])}" in told
-    (curve,) = swept["fig6"].extra["curves"]["share-10"]
-    assert f"{curve[0]['ce']:.2f} after {curve[0]['step']} updates, {curve[-1]['ce']:.2f} after 1,500" in told
+    gaps, said = {}, {}
+    for name, metric in (("fig6", "FAD (codec)"), ("fig7", ALIGN)):
+        found = sweeps.gains(swept[name])
+        for g in found[(found.condition == "share-10") & (found.metric == metric)].itertuples():
+            digits = 1 if metric.startswith("FAD") else 3
+            ends = [f"{x:+.{digits}f}".replace("0.", ".", 1) for x in (g.difference, g.lo, g.hi)]
+            gaps[metric, g.dataset], said[metric, g.dataset] = f"{ends[0]} [{ends[1]}, {ends[2]}]", g.verdict
+    assert f"(differences {gaps['FAD (codec)', TEST]} and {gaps[ALIGN, TEST]} over 3 seeds: worse;" in told
+    assert {said["FAD (codec)", TEST], said[ALIGN, TEST], said[ALIGN, SHIFTED]} == {"worse"}
+    assert said["FAD (codec)", SHIFTED] == "no difference shown"
+    runs = swept["fig6"].extra["curves"]["share-10"]
+    first, last = (np.mean([run[at]["ce"] for run in runs]) for at in (0, -1))
+    assert f"{first:.2f} after {runs[0][0]['step']} updates, {last:.2f} after 1,500" in told
 
 
 def test_cleaning(told, swept):
