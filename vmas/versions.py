@@ -14,7 +14,7 @@ STAGES: dict[str, int] = {
     "evaluation": 3,
     "training": 4,
     "filters": 1,
-    "follow": 2,
+    "follow": 3,
     "fig2": 2,
     "damage": 1,
     "placement": 2,
