@@ -10,7 +10,8 @@ differences, what weights change on the strict corpus less what they change on t
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
 from vmas.config import Profile
 from vmas.experiments import assemble, corpora_data, sweep, table5
@@ -72,15 +73,17 @@ def finish(record: Record, profile: Profile, file: str | None = None) -> Record:
     return dataclasses.replace(record, extra={**record.extra, "sets": sets, "apart": apart(found, profile)})
 
 
-def apart(found: dict[str, list[Record]], profile: Profile) -> list[dict]:
-    """What weights change on the first corpus of `ORDER` less what they change on the last (`assemble.contrast`)."""
-    signs = {
-        f"{ORDER[0]}-{WEIGHTED}": 1,
-        f"{ORDER[0]}-{BARE}": -1,
-        f"{ORDER[-1]}-{WEIGHTED}": -1,
-        f"{ORDER[-1]}-{BARE}": 1,
-    }
-    return assemble.contrast([(sign, found.get(name, [])) for name, sign in signs.items()], profile)
+def apart(found: dict[str, list[Record]], profile: Profile) -> list[dict[str, Any]]:
+    """What weights change on a corpus less what they change on a looser one, as `assemble.contrast` tells it.
+
+    The question is that of the first corpus and the last (`between` "clean less loose"); the other pairs stand beside.
+    """
+    out = []
+    for strict, loose in itertools.combinations(ORDER, 2):
+        rows = ((1, strict, WEIGHTED), (-1, strict, BARE), (-1, loose, WEIGHTED), (1, loose, BARE))
+        sides = [(sign, found.get(f"{name}-{row}", [])) for sign, name, row in rows]
+        out += [{"between": f"{strict} less {loose}", **g} for g in assemble.contrast(sides, profile)]
+    return out
 
 
 def figure(record: Record) -> "Figure":
