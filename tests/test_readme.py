@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vmas import config, paths
-from vmas.experiments import assemble, follow, follow_tests, placement, registry, runner, sweep, table5, table6
+from vmas.experiments import assemble, corpora, follow, follow_tests, placement, registry, runner, sweep, table5, table6
 from vmas.records import Record
 from vmas.report import sweeps
 
@@ -169,6 +169,26 @@ def test_data_size(told, swept):
     runs = swept["fig6"].extra["curves"]["share-10"]
     first, last = (np.mean([run[at]["ce"] for run in runs]) for at in (0, -1))
     assert f"{first:.2f} after {runs[0][0]['step']} updates, {last:.2f} after 1,500" in told
+
+
+def test_other_corpora(told):
+    record = runner.sweep_record(registry.get("corpora"), "mini")
+    assert {len(v) for c, v in record.extra["seeds"].items() if c.startswith("clean")} == {1}
+    assert record.extra["missing"] == ["loose-contrastive", "loose-normalised"]
+    labels = {c.name: c.label for c in corpora.CONDITIONS}
+    with_, without = (share(record.row(labels[f"clean-{n}"], TEST, ALIGN).value) for n in ("normalised", "contrastive"))
+    assert f"(over Σw) MV Align is {with_}, without them {without}" in told
+
+    def gap(found: list, sign: int = 1) -> str:
+        (g,) = [g for g in found if (g["dataset"], g["metric"]) == (TEST, ALIGN)]
+        ends = sorted(share(sign * g[k]) for k in ("lo", "hi"))
+        return f"{share(sign * g['difference'])} [{ends[0]}, {ends[1]}]"
+
+    gains = record.extra["differences"]
+    assert f"a loss of {gap(gains['clean-normalised'], -1)} over clips" in told
+    apart = [g for g in record.extra["apart"] if g["between"] == "clean less own"]
+    assert f"smaller than on the own corpus by {gap(apart)}" in told
+    assert f"MV Align rises by {gap(gains['clean-contrastive'])} on the same test clips" in told
 
 
 def test_following(told):

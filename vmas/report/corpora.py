@@ -67,7 +67,9 @@ def figure(record: Record) -> "Figure":
                     gain.plot(x, g["difference"], mark, color=colour, mfc="white" if few else colour, label=known)
         gain.axhline(0, color="#666666", lw=0.8)
         gain.set(ylabel=f"with weights less without,\n{metric}", title="what beat weights change")
-        gain.legend(frameon=False, fontsize=7)
+        lo, hi = gain.get_ylim()
+        gain.set_ylim(lo, hi + 0.25 * (hi - lo))  # the legend above the data
+        gain.legend(frameon=False, fontsize=7, loc="upper left")
         for ax in axes:
             ax.set_xticks(range(len(order)), [_tick(n, sets) for n in order], fontsize=7)
             ax.set_xlim(-0.5, len(order) - 0.5)
