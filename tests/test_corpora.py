@@ -161,6 +161,10 @@ def test_weights_are_compared_within_their_corpus_and_then_between_corpora(world
     lines = [r for r in record.extra["remarks"] if " against " in r]
     assert {r.split(",")[0] for r in lines} == {f"{n}-normalised against {n}-contrastive" for n in corpora.ORDER}
     assert list(record.extra["sets"]) == list(corpora.ORDER)
+    (told,) = [r for r in record.extra["remarks"] if "clean less loose" in r]
+    assert f"{near} +0.2" in told
+    assert "(better)" in told
+    assert any(r.startswith("clean corpus: beats shown 0.5") for r in record.extra["remarks"])
     left, right = corpora.figure(record).axes
     assert left.get_legend_handles_labels()[1] == ["+ contrastive", "+ beat weighting over Σw"]
     assert near in left.get_ylabel(), "the profile's own frame rate, not the dense one"

@@ -17,6 +17,7 @@ from vmas.config import Profile
 from vmas.experiments import assemble, corpora_data, sweep, table5
 from vmas.experiments.corpora_data import OWN
 from vmas.experiments.sweep import Condition
+from vmas.metrics.verdict import side
 from vmas.records import Record
 
 if TYPE_CHECKING:
@@ -84,6 +85,23 @@ def apart(found: dict[str, list[Record]], profile: Profile) -> list[dict[str, An
         sides = [(sign, found.get(f"{name}-{row}", [])) for sign, name, row in rows]
         out += [{"between": f"{strict} less {loose}", **g} for g in assemble.contrast(sides, profile)]
     return out
+
+
+def remarks(record: Record) -> list[str]:
+    """What the corpora are like, and `apart` of every metric, for the notes under the table."""
+    lines = [
+        f"{name} corpus: " + ", ".join(f"{what} {value:g}" for what, value in about.items()) + "."
+        for name, about in record.extra["sets"].items()
+    ]
+    for (between, dataset), found in itertools.groupby(record.extra["apart"], lambda g: (g["between"], g["dataset"])):
+        values = "; ".join(
+            f"{g['metric']} {g['difference']:+.3f}"
+            + ("" if g["lo"] is None else f" [{g['lo']:+.3f}, {g['hi']:+.3f}]")
+            + f" ({side(g['lo'], g['hi'], g['direction'], g['seeds'])})"
+            for g in found
+        )
+        lines.append(f"What weights change, {between}, {dataset}: {values}.")
+    return lines
 
 
 def figure(record: Record) -> "Figure":

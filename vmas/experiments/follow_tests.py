@@ -298,7 +298,7 @@ def slow(bench: Bench, own_music: np.ndarray, onsets: list[np.ndarray]) -> Found
             (f"Picture, {at_speed(speed)}", PEAKS, np.array([len(p) / seconds for p in seen])),
         ):
             ci = bench.mean(values)
-            note = STRETCHED if system.startswith(REAL) and speed != 1 else ""
+            note = "The real music's onsets, stretched with the video." if system.startswith(REAL) else ""
             rows += bench.row(SLOW, system, metric, ci, note=note)
             drawn.append(point(ci, system=system.split(", ")[0], speed=speed, metric=metric))
         if speed == 1:

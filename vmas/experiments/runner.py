@@ -263,7 +263,8 @@ def _remarks(record: Record, module: ModuleType) -> list[str]:
     bounds = records.committed(table3.TARGET, record.profile, 0)
     reached = remarks.reach(record, records.read(bounds), table3.CODEC) if bounds.is_file() else []
     told = getattr(module, "TOLD", module.PAPER)
-    return [*remarks.effects(record, told), *remarks.past_their_best(record), *reached]
+    own = module.remarks(record) if hasattr(module, "remarks") else []
+    return [*own, *remarks.effects(record, told), *remarks.past_their_best(record), *reached]
 
 
 def plan_sweep(target: Target, profile: str, seeds: list[int], only: list[str] | None = None) -> str:
