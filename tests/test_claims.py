@@ -29,7 +29,7 @@ from vmas.experiments.findings import (
     Share,
     World,
 )
-from vmas.metrics.verdict import BETTER, FEW, UNCLEAR, WORSE
+from vmas.metrics.verdict import BETTER, FEW, TRAININGS, UNCLEAR, WORSE
 from vmas.records import Record, Row
 from vmas.report import ledger
 
@@ -283,11 +283,15 @@ def test_a_share_reaches_the_papers_or_not(mini, ci, want):
     assert Share("table1", "stems", "Another", "free of vocals", cell, counts=False).lacks(world) == []
 
 
-def test_one_trained_model_decides_nothing(world):
-    got = BY["follows-motion"].tests[0].findings(world)
+def test_one_trained_model_decides_nothing(mini, world):
+    test, every = BY["follows-motion"].tests[0], world.trainings()
+    got = test.findings(World(mini, {"follow": every[:1]}))
     assert len(got) == 3
     assert {f.found for f in got} == {FEW}
     assert {f.seeds for f in got} == {1}
+    assert len(every) >= TRAININGS
+    assert {f.seeds for f in test.findings(world)} == {len(every)}
+    assert FEW not in {f.found for f in test.findings(world)}
 
 
 def test_costs_are_counted_in_every_reading(mini):
