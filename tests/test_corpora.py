@@ -55,6 +55,7 @@ def test_only_what_the_picture_shows_differs(name):
     assert other.name not in config.PROFILES
 
 
+@pytest.mark.slow
 def test_the_composition_is_that_of_the_truth(world):
     p, _ = world
     corpus.make(paths.corpus(p.name), p, ("train", "val"), 1, progress=False)
@@ -70,6 +71,7 @@ def test_the_composition_is_that_of_the_truth(world):
     assert loose["beats shown"] < clean["own"]["beats shown"] < 1
 
 
+@pytest.mark.slow
 def test_stage_2_sees_the_corpus_and_all_else_is_the_profiles_own(world):
     from vmas.training.sources import CorpusData
     from vmas.training.stages import the_codec
