@@ -17,7 +17,7 @@ from vmas.config import Profile, sha256
 from vmas.errors import UsageError, nearest
 from vmas.features import FEATURES_VERSION, SplitFeatures, load_split
 from vmas.training.data import Source
-from vmas.training.sources import CorpusData, Data
+from vmas.training.sources import Beside, CorpusData, Data
 from vmas.training.tasks import clip_weights, vmas_data
 
 VERSION = 1  # raised when the same knobs give other clips
@@ -114,13 +114,12 @@ def load(
     )  # fmt: skip
 
 
-class Other:
-    """Stage 1, validation and calibration as `first` has them, stage 2 on the clips of `split`; `key` names these."""
+class Other(Beside):
+    """Stage 2 on the clips of `split`, validation on `first`'s; `key` names the former."""
 
     def __init__(self, first: Data, split: SplitFeatures, profile: Profile, key: str):
-        self.first, self.split, self.profile = first, split, profile
-        self.scenes, self.keys = first.scenes, (first.keys[0], key)
-        self.motion, self.music, self.flow, self.frames = first.motion, first.music, first.flow, first.frames
+        super().__init__(first, key)
+        self.split, self.profile = split, profile
 
     def clips(self, split: str) -> int:
         return len(self.split) if split == SPLIT else self.first.clips(split)

@@ -145,8 +145,7 @@ def seeds_and_clips(values: np.ndarray, within: np.ndarray, confidence: float = 
     `values` [S] of the seeds, `within` [S,2] their own intervals over clips. Student's t over the seeds, and the mean
     of the clips' intervals, since all seeds were judged on the same clips: taken as independent, the distances from the
     mean are added in quadrature. What clips do to each seed is thereby counted twice, which widens the interval; seeds
-    that share sampling seeds narrow it. One seed has its own interval. NaN
-    intervals give (nan, nan). Raises DataError.
+    that share sampling seeds narrow it. One seed has its own interval. NaN intervals give (nan, nan). Raises DataError.
     """
     x, ci = np.asarray(values, np.float64), np.asarray(within, np.float64)
     if x.ndim != 1 or not x.size or ci.shape != (x.size, 2):

@@ -138,19 +138,28 @@ def open_data(profile: Profile, codec: Any, folder=None, progress: bool = True) 
     return CorpusData(profile, codec, progress) if folder is None else ShardData(profile, codec, folder)
 
 
-class Further:
-    """Stage 1 as `first` has it, stage 2 on the training clips of the shards in `folder`, validation on `first`'s.
+class Beside:
+    """Stage 1, calibration and all that is not said otherwise as `first` has them; `key` names the clips of stage 2.
 
-    What starts from the same weights and is judged on the same clips differs by its training clips alone. `rows` int
-    [n] are the rows of the shards' index that stage 2 sees (default: all); `key` names them in the folders of its
-    training states. Raises CheckpointError as `check_codec` does.
+    What starts from the same weights and is judged on the same clips differs by its training clips alone.
+    """
+
+    def __init__(self, first: Data, key: str):
+        self.first, self.scenes, self.keys = first, first.scenes, (first.keys[0], key)
+        self.motion, self.music, self.flow, self.frames = first.motion, first.music, first.flow, first.frames
+
+
+class Further(Beside):
+    """Stage 2 on the training clips of the shards in `folder`, validation on `first`'s.
+
+    `rows` int [n] are the rows of the shards' index that stage 2 sees (default: all); `key` names them in the folders
+    of its training states. Raises CheckpointError as `check_codec` does.
     """
 
     def __init__(self, first: Data, profile: Profile, codec: Any, folder, key: str, rows: np.ndarray | None = None):
         check_codec(Path(folder), codec)
-        self.first, self.profile, self.folder, self.rows = first, profile, Path(folder), rows
-        self.scenes, self.keys = first.scenes, (first.keys[0], key)
-        self.motion, self.music, self.flow, self.frames = first.motion, first.music, first.flow, first.frames
+        super().__init__(first, key)
+        self.profile, self.folder, self.rows = profile, Path(folder), rows
 
     def clips(self, split: str) -> int:
         return len(self.vmas(split))
