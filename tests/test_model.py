@@ -246,8 +246,13 @@ def test_frozen_encoder_is_asked_once_and_says_the_same(batch):
     assert seen_once(model, source) is source  # it learns: nothing may be kept
     freeze(model, ["encoder"])
     model.train()
-    known = seen_once(model, source).__getitems__([0, 2])
+    held = seen_once(model, source)
+    known = held.__getitems__([0, 2])
     assert model.training
+    assert len(held) == 3
+    assert "frames" not in known
+    known["frames"] = source.__getitems__([0, 2])["frames"]
+    assert torch.equal(held.first(2)["frames"], source.first(2)["frames"])  # samples are still made from pictures
     torch.testing.assert_close(known["X_v"], model.encode_video(known["frames"]), rtol=0, atol=1e-5)
     data = [known["frames"], batch[1], torch.ones(batch[1].shape[::2])]
     told, computed = model(*data, X_v=known["X_v"]), model(*data)

@@ -24,6 +24,7 @@ from vmas.encoder_sampled import make_encoder
 from vmas.errors import CheckpointError, ConfigError, UsageError
 
 KIND = "vmas"
+CACHE_BYTES = 2**31  # of a GPU's memory for the keys and values of self-attention
 ROW_TIMES = ("evenly", "frames")
 ARCHITECTURE = ("clip", "codec", "encoder", "decoder", "align")  # what a checkpoint fixes; sampling stays free
 
@@ -154,6 +155,18 @@ class VMAs(nn.Module):
             L_g = L_g + 0.0 * (self.video_to_music(X_v.mean(1)).sum() if a.contrastive else X_v.sum())
         return {"loss": L_g + a.beta * L_c, "L_g": L_g.detach(), "L_c": L_c.detach(), "ce": ce}
 
+    def clips_at_once(self) -> int:
+        """Clips that are generated together: the profile's number; on a GPU, where a step of many takes as long as one
+        of few, as many as `CACHE_BYTES` of keys and values allow."""
+        n, d = self.profile.sampling.batch_size, self.profile.decoder
+        if self.device.type != "cuda":
+            return n
+        steps, rows = (
+            self.profile.num_tokens + self.profile.codec.n_q - 1,
+            1 if self.profile.sampling.guidance == 1 else 2,
+        )
+        return max(n, CACHE_BYTES // (d.layers * 2 * rows * d.dim * steps * self.E.element_size()))
+
     @torch.inference_mode()
     def generate_tokens(
         self, frames: Tensor, seed: int = 0, first: int = 0, progress: Callable[[int, int], None] | None = None
@@ -164,7 +177,7 @@ class VMAs(nn.Module):
         """
         s = self.profile.sampling
         return self.decoder.generate(
-            self.encode_video(frames),
+            torch.cat([self.encode_video(some) for some in frames.split(s.batch_size)]),
             self.profile.num_tokens,
             top_k=s.top_k,
             top_p=s.top_p,
@@ -179,7 +192,7 @@ class VMAs(nn.Module):
     def generate_waveform(self, frames, seed: int = 0, first: int = 0, progress=None):
         """Music float32 numpy [B,samples] at the profile's sample rate for frames uint8 [B,t_v,H,W,3]."""
         self.eval()
-        n, total = self.profile.sampling.batch_size, len(frames)
+        n, total = self.clips_at_once(), len(frames)
         out = []
         for i in range(0, total, n):
             part = frames[i : i + n]
@@ -193,7 +206,8 @@ class VMAs(nn.Module):
                     progress(i * steps + step * len(part), total * steps)
 
             codes = self.generate_tokens(part, seed, first + i, done)
-            out.append(self.codec.decode(codes)[:, 0, : self.profile.clip.num_samples].float().cpu())
+            for some in codes.split(self.profile.sampling.batch_size):
+                out.append(self.codec.decode(some)[:, 0, : self.profile.clip.num_samples].float().cpu())
         return torch.cat(out).numpy()
 
     def save_pretrained(

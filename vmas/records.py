@@ -197,6 +197,14 @@ def _git(*args: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def _version(package: str) -> str:
+    """The installed version, "" for what is not installed: not every record needs every package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def hardware(device: str = "cpu") -> str:
     """Processor, cores and, where used, the GPU; no host name."""
     name = platform.processor() or platform.machine()
@@ -232,7 +240,7 @@ def provenance(
         "versions": {
             "vmas": _git("rev-parse", "HEAD:vmas"),
             "python": ".".join(map(str, sys.version_info[:3])),
-            **{n: metadata.version(n) for n in names},
+            **{n: v for n in names if (v := _version(n))},
         },
         "wall_s": round(wall_s, 1),
     }

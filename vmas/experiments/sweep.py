@@ -131,7 +131,10 @@ def perform(
     say(f"{run.name}, seed {run.seed}: {run.condition.label}")
     data, about = _data(run, progress, say)
     share = run.condition.share
-    folder = train_profile(run.profile, run.seed, device, run.folder, progress, say, share, data, publish, again)
+    p = run.profile
+    if p.train.precision == "auto":  # rows are compared wherever they were trained: not half precision on a GPU alone
+        p = config.changed(p, {"train": {"precision": "fp32"}})
+    folder = train_profile(p, run.seed, device, run.folder, progress, say, share, data, publish, again)
     seeds = [run.seed + i for i in range(run.profile.eval.sweep_sampling_seeds)]
     return judged(run, folder, seeds, device, progress, start, about)
 
@@ -149,6 +152,7 @@ def judged(
 
     `start` is the clock (`time.monotonic`) that its wall time counts from; `about` goes into `extra`.
     """
+    import torch
     from tqdm.auto import tqdm
 
     from vmas.codec import load_codec
@@ -159,11 +163,12 @@ def judged(
     from vmas.model import VMAs
 
     device = pick_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # as the training is: a GPU's convolutions in float32 too
     start, p = time.monotonic() if start is None else start, run.profile
     root = paths.checkpoints(p.name)
     model = VMAs.from_pretrained(folder, device, load_codec(root / "codec"))
     rows, clips = [], {}
-    with evaluate.Evaluator(load_tagger(root / "tagger"), p.clip.sample_rate) as judge:
+    with evaluate.Evaluator(load_tagger(root / "tagger").to(device), p.clip.sample_rate) as judge:
         for name, dataset in table3.DATASETS.items():
             found = references.load(p, name, dataset, model.codec, judge, progress)
             total = 2 * found.n * len(sampling_seeds)

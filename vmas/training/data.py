@@ -85,10 +85,6 @@ class ClipDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def plus(self, name: str, array: np.ndarray) -> "ClipDataset":
-        """The same clips with one array more, as long as the others."""
-        return ClipDataset({**self.arrays, name: array}, self.rows)
-
     def __getitems__(self, indices) -> dict[str, Tensor]:
         """One batch: every array at the given positions, int16 tokens widened to int64."""
         rows = self.rows[np.asarray(indices)]
@@ -116,10 +112,10 @@ class ClipDataset(torch.utils.data.Dataset):
 
 
 class Held(ClipDataset):
-    """The clips of a stream in memory, but for what is large and no longer needed: `first` still gives it."""
+    """Clips of `stream` without what is large and no longer needed: `first` still gives it. `rows` as in its arrays."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], stream: Source):
-        super().__init__(arrays)
+    def __init__(self, arrays: dict[str, np.ndarray], stream: Source, rows: np.ndarray | None = None):
+        super().__init__(arrays, rows)
         self.stream = stream
 
     def first(self, n: int) -> dict[str, Tensor]:

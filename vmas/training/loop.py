@@ -59,9 +59,10 @@ def recipe(cfg: TrainConfig) -> TrainConfig:
 
 
 def pace(cfg: TrainConfig) -> TrainConfig:
-    """`cfg` without what only paces work, reports and checkpoints."""
+    """`cfg` without what only paces work, reports and checkpoints; "fp32" is what "auto" is where there is no GPU."""
     quiet = {"val_every": 0, "sample_every": 0, "checkpoint_every": 0, "keep_last": 0, "num_workers": 0}
-    return replace(cfg, **quiet, activation_checkpointing=False, compile=False)
+    precision = "auto" if cfg.precision == "fp32" else cfg.precision
+    return replace(cfg, **quiet, activation_checkpointing=False, compile=False, precision=precision)
 
 
 def make_accelerator(cfg: TrainConfig, folder: Path, device: str = "auto"):
@@ -75,6 +76,8 @@ def make_accelerator(cfg: TrainConfig, folder: Path, device: str = "auto"):
 
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+    if cfg.precision == "fp32":  # a GPU's convolutions would else round what they multiply to TF32
+        torch.backends.cudnn.allow_tf32 = False
     return Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=cfg.grad_accum,

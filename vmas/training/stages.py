@@ -198,7 +198,9 @@ def seen_once(model, source: Source, hold: int = HOLD) -> Source:
     if not frozen or model.profile.encoder.drop_path_rate:
         return source
     if isinstance(source, ClipDataset):
-        return source.plus("X_v", encode(model, source.arrays["frames"]).cpu().numpy())
+        arrays = {k: v for k, v in source.arrays.items() if k != "frames"}
+        arrays["X_v"] = encode(model, source.arrays["frames"]).cpu().numpy()
+        return Held(arrays, source, source.rows)
     one = {k: v for k, v in source.first(1).items() if k not in ("frames", ROWS)}
     p = model.profile
     one["X_v"] = torch.empty(1, p.num_video_tokens, p.encoder.out_dim)
