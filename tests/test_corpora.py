@@ -136,6 +136,12 @@ def _run(p, condition, seed: int, per_clip: np.ndarray) -> Record:
     return Record(run.name, p.name, condition.label, run.key(), rows, prov, extra)
 
 
+def _lift(record, condition: str, metric: str) -> float:
+    label = next(c.label for c in corpora.CONDITIONS if c.name == condition)
+    (row,) = [r for r in record.rows if (r.system, r.metric) == (label, metric)]
+    return row.value - row.chance
+
+
 def test_weights_are_compared_within_their_corpus_and_then_between_corpora(world, tmp_path, monkeypatch):
     p, file = world
     monkeypatch.setenv("VMAS_CACHE", str(tmp_path))
@@ -167,6 +173,11 @@ def test_weights_are_compared_within_their_corpus_and_then_between_corpora(world
     assert f"{near} +0.2" in told
     assert "(better)" in told
     assert any(r.startswith("clean corpus: beats shown 0.5") for r in record.extra["remarks"])
+    lift = {n: [_lift(record, f"{n}-{row}", near) for row in ("contrastive", "normalised")] for n in gain}
+    (taken,) = [v for (metric, _), v in corpora.taken(record).items() if metric == near]
+    assert taken == {n: pytest.approx(1 - b / a) for n, (a, b) in lift.items()}
+    assert taken["clean"] < taken["own"] < taken["loose"]
+    assert any("of the lift over chance without weights, weights take" in r for r in record.extra["remarks"])
     left, right = corpora.figure(record).axes
     assert left.get_legend_handles_labels()[1] == ["+ contrastive", "+ beat weighting over Σw"]
     assert near in left.get_ylabel(), "the profile's own frame rate, not the dense one"

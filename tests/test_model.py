@@ -262,6 +262,18 @@ def test_frozen_encoder_is_asked_once_and_says_the_same(batch):
     assert abs(float(other["loss"] - told["loss"])) > 1e-6  # what is given is what is used
 
 
+def test_a_gpu_takes_as_many_clips_at_once_as_their_keys_and_values_leave_room_for(monkeypatch):
+    p, model = tiny()
+    assert model.clips_at_once() == p.sampling.batch_size
+    monkeypatch.setattr(VMAs, "device", torch.device("cuda"))
+    steps = p.num_tokens + p.codec.n_q - 1
+    one = p.decoder.layers * 2 * 2 * p.decoder.dim * steps * 4  # layers, keys and values, guided or not, bytes
+    monkeypatch.setattr("vmas.model.CACHE_BYTES", 37 * one + 1)
+    assert model.clips_at_once() == max(37, p.sampling.batch_size)
+    monkeypatch.setattr("vmas.model.CACHE_BYTES", 1)
+    assert model.clips_at_once() == p.sampling.batch_size, "never fewer than on a CPU"
+
+
 def test_condition_dropout_follows_the_generator(batch):
     p, model = tiny()
     task = VMAsTask(model).eval()

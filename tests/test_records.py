@@ -67,6 +67,20 @@ def test_provenance_names_no_place_or_host():
     assert re.fullmatch(r"[0-9a-f]{40}|", prov["git_sha"])
 
 
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    have = records.metadata.version
+
+    def version(name):
+        if name == "audiocraft":
+            raise records.metadata.PackageNotFoundError(name)
+        return have(name)
+
+    monkeypatch.setattr(records.metadata, "version", version)
+    versions = record().provenance["versions"]
+    assert "audiocraft" not in versions
+    assert versions["av"] == have("av")
+
+
 def test_round_trip(tmp_path):
     path = records.write(record(), tmp_path / "r.json")
     assert records.read(path) == record_like(record(), records.read(path))

@@ -249,6 +249,23 @@ def test_a_failing_run_does_not_stop_the_others(monkeypatch, tmp_path, smoke):
     assert not (paths.cache() / "records" / "t-one-smoke-seed0.json").exists()
 
 
+def test_rows_are_trained_in_float32_wherever_they_are_trained(monkeypatch, tmp_path, smoke):
+    """A GPU's bfloat16 in some of the rows that are compared would be one more difference between them."""
+    from vmas.training import loop, stages
+
+    asked = {}
+    monkeypatch.setattr(stages, "train_profile", lambda profile, *_: asked.update(train=profile.train) or tmp_path)
+    monkeypatch.setattr(sweep, "judged", lambda run, *_: run.key())
+    run = sweep.Run("t", Condition("one", "one"), smoke, 7)
+    monkeypatch.setattr(sweep.Run, "key", lambda self: self.profile.train.precision)
+    assert smoke.train.precision == "auto"
+    assert sweep.perform(run, "cpu", False, lambda _: None) == "auto", "the record's key is that of the profile"
+    assert asked["train"].precision == "fp32"
+    assert loop.recipe(asked["train"]) == loop.recipe(smoke.train), "stage 1 of a CPU and of such a run are one"
+    half = config.changed(smoke, {"train": {"precision": "bf16"}}).train
+    assert loop.recipe(half) != loop.recipe(smoke.train)
+
+
 def test_a_child_sees_the_gpu_that_its_slot_names(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert sweep.visible("cuda:1") == "1"
@@ -274,18 +291,18 @@ def test_a_child_is_done_when_its_record_is_there(monkeypatch, tmp_path, smoke, 
     leave = f"cp {tmp_path}/made.json {kept}/t-one-smoke-seed7.json" if leaves else "true"
     child.write_text(
         "#!/bin/sh\n"
-        f'echo "$@ on $CUDA_VISIBLE_DEVICES" > {tmp_path}/called\n'
+        f'echo "$@ on $CUDA_VISIBLE_DEVICES with $OMP_NUM_THREADS, $LOKY_MAX_CPU_COUNT" > {tmp_path}/called\n'
         f"{leave}\necho 'stopped by SIGTERM'; exit {code}\n"
     )
     child.chmod(0o755)
     records.write(made(7, [0.5], name="one"), tmp_path / "made.json")
     monkeypatch.setattr(sweep.sys, "executable", str(child))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    problem = sweep._child(run, "smoke", "cuda:2", save_record=True)
+    problem = sweep._child(run, "smoke", "cuda:2", save_record=True, share=3)
     assert problem.startswith(told)
     assert bool(problem) == bool(told)
     line = (tmp_path / "called").read_text()
-    assert "reproduce t --profile smoke --quiet --only one --seed 7 --device cuda --save-record on 2" in line
+    assert "reproduce t --profile smoke --quiet --only one --seed 7 --device cuda --save-record on 2 with 3, 3" in line
 
 
 def test_jobs_need_a_gpu():

@@ -101,7 +101,29 @@ def remarks(record: Record) -> list[str]:
             for g in found
         )
         lines.append(f"What weights change, {between}, {dataset}: {values}.")
-    return lines
+    return lines + [
+        f"{metric}, {dataset}, of the lift over chance without weights, weights take "
+        + ", ".join(f"{share:.0%} ({name})" for name, share in found.items())
+        + ". A looser corpus leaves less lift to lose, so differences and shares may rank the corpora otherwise."
+        for (metric, dataset), found in taken(record).items()
+    ]
+
+
+def taken(record: Record) -> dict[tuple[str, str], dict[str, float]]:
+    """By metric of MV Align and data set: the share of the lift over chance that weights take, by corpus."""
+    label = {c.name: c.label for c in CONDITIONS}
+    lift = {
+        (r.metric, r.dataset, r.system): r.value - r.chance
+        for r in record.rows
+        if r.metric.startswith("MV Align") and r.value is not None and r.chance is not None
+    }
+    out: dict[tuple[str, str], dict[str, float]] = {}
+    for metric, dataset in dict.fromkeys((m, d) for m, d, _ in lift):
+        pairs = {n: [lift.get((metric, dataset, label[f"{n}-{row}"])) for row in (BARE, WEIGHTED)] for n in ORDER}
+        out[metric, dataset] = {
+            n: 1 - b / a for n, (a, b) in pairs.items() if a is not None and b is not None and a > 0
+        }
+    return out
 
 
 def figure(record: Record) -> "Figure":

@@ -22,6 +22,7 @@ from vmas import checkpoint, config, paths, records, versions
 from vmas.config import Profile, sha256
 from vmas.errors import UsageError, VmasError, nearest
 from vmas.experiments import references, table3
+from vmas.pools import cores
 from vmas.records import Record
 
 STAGES = (*table3.STAGES, "training")
@@ -252,7 +253,7 @@ def execute(
     def work(run: Run) -> None:
         slot = free.get()
         try:
-            problem = _child(run, profile, slot, save_record, again)
+            problem = _child(run, profile, slot, save_record, again, max(1, cores() // len(slots)))
         finally:
             free.put(slot)
         say(f"{run.name}, seed {run.seed}: {problem or 'done'} on {slot}")
@@ -290,11 +291,13 @@ def devices(device: str, jobs: int) -> list[str]:
     return names * jobs
 
 
-def _child(run: Run, profile: str, slot: str, save_record: bool, again: bool = False) -> str:
-    """One run in a process that sees one GPU; returns what went wrong, or nothing."""
+def _child(run: Run, profile: str, slot: str, save_record: bool, again: bool = False, share: int = 1) -> str:
+    """One run in a process that sees one GPU and takes `share` cores; returns what went wrong, or nothing."""
     line = [sys.executable, "-m", "vmas", "reproduce", run.target, "--profile", profile, "--quiet"]
     line += ["--only", run.condition.name, "--seed", str(run.seed), "--device", "cuda"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": visible(slot), "TQDM_DISABLE": "1"}
+    # else each would start threads and processes for all cores
+    env |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), str(share))
     log = paths.cache() / "sweep" / f"{run.name}-seed{run.seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as out:

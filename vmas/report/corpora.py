@@ -20,7 +20,7 @@ def _tick(name: str, sets: dict[str, dict[str, float]]) -> str:
     if not about:
         return f"{name} corpus"
     shown, besides = about["beats shown"], about["movements a second at random"]
-    return f"{name} corpus\n{shown:.0%} of beats shown\n{besides:.1f} movements/s\nat random"
+    return f"{name} corpus\n{shown:.0%} of beats\n{besides:.1f} moves/s\nat random"
 
 
 def figure(record: Record) -> "Figure":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 120  # of a line in the terminal
+WIDE = 20  # times the smallest number of a metric, beyond which its axis is logarithmic
 ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
 MEANING = {
     "reproduced": "reproduced: paper scale, run here",
@@ -218,6 +219,7 @@ def figure(record: Record) -> "Figure":
     trained = record.extra.get("seeds", {}).values()
     alone = any(len(seeds) > 1 for seeds in trained) and any(len(seeds) == 1 for seeds in trained)
     beside = max(2.2, 0.075 * max(map(len, systems)))  # inches that the names take
+    wide = {m for m in metrics if _wide([r for r in computed if r.metric == m])}
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
         fig = Figure(
             figsize=(1.95 * len(metrics) + beside, max(1.7, 0.25 * len(systems) + 0.5) * len(names) + 1.1),
@@ -232,6 +234,8 @@ def figure(record: Record) -> "Figure":
                 ax.set_ylim(len(systems) - 0.5, -0.5)
                 ax.set_yticks(range(len(systems)), systems)
                 ax.margins(x=0.12)
+                if metric in wide:
+                    ax.set_xscale("log")
                 sns.despine(ax=ax, left=True)
                 if i == len(names) - 1:
                     direction = next(r.direction for r in computed if r.metric == metric)
@@ -246,6 +250,12 @@ def figure(record: Record) -> "Figure":
         ha="left",
     )
     return fig
+
+
+def _wide(rows: list[Row]) -> bool:
+    """Whether a metric's values lie so far apart that a linear axis would show the largest alone."""
+    ends = [x for r in rows for x in (r.value, *(r.ci95 or ())) if x is not None]
+    return min(ends) > 0 and max(ends) > WIDE * min(ends)
 
 
 def png(fig: "Figure") -> bytes:
