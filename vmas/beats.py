@@ -191,9 +191,14 @@ def beat_weights(
     else:
         hit = P_v & _dilate(P_a, delta)
         hit = _dilate(hit, delta) if place == "dilated" else hit
-    if lead := min(_whole(lead, "lead"), hit.shape[-1]):
-        hit = np.concatenate([hit[..., lead:], np.zeros_like(hit[..., :lead])], axis=-1)
+    hit = earlier(hit, _whole(lead, "lead"))
     return np.where(hit, np.float32(1), np.float32(alpha))
+
+
+def earlier(marks: np.ndarray, lead: int) -> np.ndarray:
+    """bool `marks` [..., t_a] moved `lead` tokens earlier; what falls off the start is lost."""
+    lead = min(lead, marks.shape[-1])
+    return np.concatenate([marks[..., lead:], np.zeros_like(marks[..., :lead])], axis=-1)
 
 
 def align(

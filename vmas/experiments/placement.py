@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmas import checkpoint, config, paths, pipeline, records, versions
-from vmas.beats import BeatOptions, align
+from vmas.beats import BeatOptions, align, earlier
 from vmas.config import Profile, plain, sha256
 from vmas.errors import DataError
 from vmas.experiments import fig2, follow_stimuli, likelihood, sweep, table5
@@ -181,13 +181,9 @@ def parts(split: "SplitFeatures", profile: Profile, n: int) -> list[Part]:
     out = [Part(name, align(flow, P_a, fps, rate, o).P_av == 1) for name, o in OPTIONS.items()]
     met = align(flow, P_a, fps, rate, BeatOptions(place="onset")).P_av == 1
     foreign = align(np.roll(flow, 1, axis=0), P_a, fps, rate, BeatOptions(place="onset")).P_av == 1
-    out += [Part(name, _earlier(x, 3)) for name, x in ((EVERY, P_a), (UNMET, P_a & ~met), (FOREIGN, foreign))]
+    out += [Part(name, earlier(x, 3)) for name, x in ((EVERY, P_a), (UNMET, P_a & ~met), (FOREIGN, foreign))]
     near = round(rate / fps / 2)
     return [*out, Part(TRUE, _shown(split, n, rate, P_a.shape[1], near))]
-
-
-def _earlier(ones: np.ndarray, lead: int) -> np.ndarray:
-    return np.concatenate([ones[:, lead:], np.zeros_like(ones[:, :lead])], axis=1)
 
 
 def _shown(split: "SplitFeatures", n: int, rate: float, length: int, near: int) -> np.ndarray:

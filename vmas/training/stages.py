@@ -80,7 +80,8 @@ class Session:
             checkpoint.load_into(module, state, place)
             return {**manifest["training"], "sha256": manifest["sha256"]}
         if PartialState().num_processes > 1:
-            return self.fit(task, data(), cfg, stage, *parts)
+            record = self.fit(task, data(), cfg, stage, *parts)
+            return {**record, "state_sha256": checkpoint.state_sha256(sharded.full_state(module))}
         lock = paths.cache() / "locks" / f"{place.name}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):  # runs of a sweep side by side: the first trains, the others find its state
