@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 from distributed_worker import OBJECTIVES, SHARDED
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vmas import checkpoint
+from vmas.training import demo
 from vmas.training.state import Checkpoints, load_state
 
 WORKER = str(Path(__file__).with_name("distributed_worker.py"))
@@ -246,3 +249,14 @@ def test_sigterm_to_one_process_saves_and_exits_with_0(tmp_path, processes):
     assert 2 <= max(states.steps()) < 1000
     assert len(list(folder.glob("preempted-*"))) == processes, "every process stopped in order"
     assert not (folder / "end").exists()
+
+
+def test_stage_1_of_two_processes_is_told_apart_by_its_bits(tmp_path):
+    """Runs whose stage 1 has other bits are no pair (`vmas.experiments.assemble`): also those of several processes."""
+    demo.run(tmp_path, 2)
+    (model,) = tmp_path.glob("model-2")
+    training = checkpoint.read_manifest(model)["training"]
+    assert training["processes"] == 2
+    shas = [training[stage]["state_sha256"] for stage in ("motion", "music")]
+    assert all(re.fullmatch(r"[0-9a-f]{64}", sha) for sha in shas)
+    assert len(set(shas)) == 2
