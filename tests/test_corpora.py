@@ -169,15 +169,19 @@ def test_weights_are_compared_within_their_corpus_and_then_between_corpora(world
     lines = [r for r in record.extra["remarks"] if " against " in r]
     assert {r.split(",")[0] for r in lines} == {f"{n}-normalised against {n}-contrastive" for n in corpora.ORDER}
     assert list(record.extra["sets"]) == list(corpora.ORDER)
-    (told,) = [r for r in record.extra["remarks"] if "clean less loose" in r]
+    (told,) = [r for r in record.extra["remarks"] if r.startswith("What weights change, clean less loose")]
     assert f"{near} +0.2" in told
-    assert "(better)" in told
+    assert "(more for the better on clean)" in told
     assert any(r.startswith("clean corpus: beats shown 0.5") for r in record.extra["remarks"])
     lift = {n: [_lift(record, f"{n}-{row}", near) for row in ("contrastive", "normalised")] for n in gain}
-    (taken,) = [v for (metric, _), v in corpora.taken(record).items() if metric == near]
-    assert taken == {n: pytest.approx(1 - b / a) for n, (a, b) in lift.items()}
-    assert taken["clean"] < taken["own"] < taken["loose"]
-    assert any("of the lift over chance without weights, weights take" in r for r in record.extra["remarks"])
+    taken = {g["of"]: g for g in record.extra["taken"] if g["metric"] == near}
+    assert list(taken) == [*gain, "clean less own", "clean less loose", "own less loose"]
+    for n, (a, b) in lift.items():
+        assert taken[n]["share"] == pytest.approx(1 - b / a, abs=0.02), "training by training, and of the means"
+        assert taken[n]["lo"] <= taken[n]["share"] <= taken[n]["hi"]
+    assert taken["clean less loose"]["share"] == pytest.approx(taken["clean"]["share"] - taken["loose"]["share"])
+    assert taken["clean"]["share"] < taken["own"]["share"] < taken["loose"]["share"]
+    assert any("of the lift over chance that a training has without weights" in r for r in record.extra["remarks"])
     left, right = corpora.figure(record).axes
     assert left.get_legend_handles_labels()[1] == ["+ contrastive", "+ beat weighting over Σw"]
     assert near in left.get_ylabel(), "the profile's own frame rate, not the dense one"

@@ -1,5 +1,6 @@
 """Sweeps: which runs there are, which shares they see, and what a table makes of their records."""
 
+import dataclasses
 import importlib
 from dataclasses import replace
 
@@ -397,6 +398,7 @@ def test_rows_that_were_trained_past_their_best_are_named(smoke):
     ended = sweeps.trained(_two_seeds(smoke, falls, rises))
     assert list(ended.best) == [30, 10]
     assert list(ended["last third"]) == pytest.approx([-0.5, 100 * (2.2 / 2.1 - 1)])
+    assert remarks.machines(_two_seeds(smoke, falls, falls)) == [], "one machine, or none is named"
     (line,) = remarks.past_their_best(_two_seeds(smoke, falls, rises))
     assert "b 10 of 30" in line
     assert remarks.past_their_best(_two_seeds(smoke, falls, falls)) == []
@@ -454,3 +456,17 @@ def test_the_papers_rows_stand_beside_ours():
         rows = [r for name in module.QUOTED for r in paper.quoted_rows(name)]
         assert rows
         assert all(r.status in ("quoted", "unavailable") for r in rows)
+
+
+def test_runs_of_two_machines_are_counted(smoke):
+    conditions = [Condition("a", "A"), Condition("b", "B")]
+    found = {c.name: [made(s, [0.2, 0.4], name=c.label) for s in (0, 1, 2)] for c in conditions}
+    for name, where in (("a", "xxy"), ("b", "xyy")):
+        found[name] = [
+            dataclasses.replace(r, provenance={**r.provenance, "hardware": w})
+            for r, w in zip(found[name], where, strict=True)
+        ]
+    record = assemble.record("t", "T", conditions, found, "a", smoke)
+    (line,) = remarks.machines(record)
+    assert "x: 3; y: 3" in line
+    assert "Of 3 pairs of runs that are compared 1 are of two machines" in line

@@ -29,9 +29,8 @@ def _of_weights(profile: Profile) -> dict[str, Any]:
     from vmas.training.loop import pace
 
     free = ("note", "status", "sampling", "eval")
-    return {
-        k: v for k, v in config.plain(dataclasses.replace(profile, train=pace(profile.train))).items() if k not in free
-    }
+    train = dataclasses.replace(pace(profile.train), precision="auto")  # weights serve whatever they were rounded to
+    return {k: v for k, v in config.plain(dataclasses.replace(profile, train=train)).items() if k not in free}
 
 
 def stale(folder: Path, profile: Profile) -> str:

@@ -175,6 +175,7 @@ def record(
         "missing": [c.name for c in conditions if c not in there],
         "changes": {c.label: changes(c) for c in there if changes(c)},
         "curves": {c.name: [r.extra["curve"] for r in found[c.name]] for c in there},
+        "machines": {c.name: {r.extra["seed"]: r.provenance.get("hardware", "") for r in found[c.name]} for c in there},
     }
     first = every[0].provenance
     prov = records.provenance(

@@ -13,11 +13,13 @@ import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vmas.config import Profile
 from vmas.experiments import assemble, corpora_data, sweep, table5
 from vmas.experiments.corpora_data import OWN
 from vmas.experiments.sweep import Condition
-from vmas.metrics.verdict import side
+from vmas.metrics import intervals, verdict
 from vmas.records import Record
 
 if TYPE_CHECKING:
@@ -64,14 +66,17 @@ VARIANT_SEEDS = 3
 
 
 def finish(record: Record, profile: Profile, file: str | None = None) -> Record:
-    """The record with what the corpora are like, as their runs found it (`corpora_data.composition`), and `apart`."""
+    """The record with what the corpora are like, as their runs found it (`corpora_data.composition`), `apart` and
+    `taken`."""
     found = sweep.recorded(TARGET, CONDITIONS, file or profile.name)
     sets = {}
     for c in (c for c in CONDITIONS if c.data and found.get(c.name)):
         sets[c.data] = dict(found[c.name][0].extra["set"])
         sets[OWN] = sets[c.data].pop(OWN)
     sets = {name: sets[name] for name in ORDER if name in sets}
-    return dataclasses.replace(record, extra={**record.extra, "sets": sets, "apart": apart(found, profile)})
+    return dataclasses.replace(
+        record, extra={**record.extra, "sets": sets, "apart": apart(found, profile), "taken": taken(found)}
+    )
 
 
 def apart(found: dict[str, list[Record]], profile: Profile) -> list[dict[str, Any]]:
@@ -94,35 +99,57 @@ def remarks(record: Record) -> list[str]:
         for name, about in record.extra["sets"].items()
     ]
     for (between, dataset), found in itertools.groupby(record.extra["apart"], lambda g: (g["between"], g["dataset"])):
-        values = "; ".join(
-            f"{g['metric']} {g['difference']:+.3f}"
-            + ("" if g["lo"] is None else f" [{g['lo']:+.3f}, {g['hi']:+.3f}]")
-            + f" ({side(g['lo'], g['hi'], g['direction'], g['seeds'])})"
+        strict = between.split(" less ")[0]
+        words = {v: f"more for the {v} on {strict}" for v in (verdict.BETTER, verdict.WORSE)}
+        parts = []
+        for g in found:
+            said = verdict.side(g["lo"], g["hi"], g["direction"], g["seeds"])
+            ends = "" if g["lo"] is None else f" [{g['lo']:+.3f}, {g['hi']:+.3f}]"
+            parts.append(f"{g['metric']} {g['difference']:+.3f}{ends} ({words.get(said, said)})")
+        values = "; ".join(parts)
+        lines.append(f"What weights change, {between}, {dataset}: {values}.")
+    for (metric, dataset), found in itertools.groupby(record.extra["taken"], lambda g: (g["metric"], g["dataset"])):
+        parts = (
+            f"{g['of']} {g['share']:.0%}" + ("" if g["lo"] is None else f" [{g['lo']:.0%}, {g['hi']:.0%}]")
             for g in found
         )
-        lines.append(f"What weights change, {between}, {dataset}: {values}.")
-    return lines + [
-        f"{metric}, {dataset}, of the lift over chance without weights, weights take "
-        + ", ".join(f"{share:.0%} ({name})" for name, share in found.items())
-        + ". A looser corpus leaves less lift to lose, so differences and shares may rank the corpora otherwise."
-        for (metric, dataset), found in taken(record).items()
-    ]
+        lines.append(
+            f"{metric}, {dataset}, of the lift over chance that a training has without weights, weights take: "
+            f"{'; '.join(parts)}. A looser corpus leaves less to lose, so differences and shares may rank the corpora "
+            "otherwise; the shares were added after the result."
+        )
+    return lines
 
 
-def taken(record: Record) -> dict[tuple[str, str], dict[str, float]]:
-    """By metric of MV Align and data set: the share of the lift over chance that weights take, by corpus."""
-    label = {c.name: c.label for c in CONDITIONS}
-    lift = {
-        (r.metric, r.dataset, r.system): r.value - r.chance
-        for r in record.rows
-        if r.metric.startswith("MV Align") and r.value is not None and r.chance is not None
-    }
-    out: dict[tuple[str, str], dict[str, float]] = {}
-    for metric, dataset in dict.fromkeys((m, d) for m, d, _ in lift):
-        pairs = {n: [lift.get((metric, dataset, label[f"{n}-{row}"])) for row in (BARE, WEIGHTED)] for n in ORDER}
-        out[metric, dataset] = {
-            n: 1 - b / a for n, (a, b) in pairs.items() if a is not None and b is not None and a > 0
-        }
+def taken(found: dict[str, list[Record]]) -> list[dict[str, Any]]:
+    """The share of the lift over chance that weights take, training by training, and what the corpora differ by in it.
+
+    One dict a metric of MV Align, data set and corpus (or "clean less loose", on their common seeds): metric, dataset,
+    of, share, lo, hi (Student's t over seeds, None for one), seeds.
+    """
+    lift: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = {}
+    for name in ORDER:
+        by_seed = [{r.extra["seed"]: r for r in found.get(f"{name}-{row}", [])} for row in (BARE, WEIGHTED)]
+        for seed in sorted(set(by_seed[0]) & set(by_seed[1])):
+            for record in (by_seed[0][seed], by_seed[1][seed]):
+                for r in record.rows:
+                    if r.metric.startswith("MV Align") and r.value is not None and r.chance is not None:
+                        lift.setdefault((r.metric, r.dataset), {}).setdefault((name, seed), []).append(
+                            r.value - r.chance
+                        )
+    out = []
+    for (metric, dataset), pairs in lift.items():
+        share = {k: 1 - b / a for k, (a, b) in pairs.items() if a > 0}
+        shares = {n: {s: v for (m, s), v in share.items() if m == n} for n in ORDER}
+        for strict, loose in itertools.combinations(ORDER, 2):
+            both = sorted(set(shares[strict]) & set(shares[loose]))
+            shares[f"{strict} less {loose}"] = {s: shares[strict][s] - shares[loose][s] for s in both}
+        for of, values in shares.items():
+            if values:
+                s = intervals.over_seeds(np.array(list(values.values())))
+                lo, hi = (s.lo, s.hi) if len(values) > 1 else (None, None)
+                about = {"metric": metric, "dataset": dataset, "of": of}
+                out.append({**about, "share": s.mean, "lo": lo, "hi": hi, "seeds": len(values)})
     return out
 
 

@@ -264,7 +264,8 @@ def _remarks(record: Record, module: ModuleType) -> list[str]:
     reached = remarks.reach(record, records.read(bounds), table3.CODEC) if bounds.is_file() else []
     told = getattr(module, "TOLD", module.PAPER)
     own = module.remarks(record) if hasattr(module, "remarks") else []
-    return [*own, *remarks.effects(record, told), *remarks.past_their_best(record), *reached]
+    found = [*own, *remarks.effects(record, told), *remarks.past_their_best(record), *reached]
+    return [*found, *remarks.machines(record)]
 
 
 def plan_sweep(target: Target, profile: str, seeds: list[int], only: list[str] | None = None) -> str:

@@ -1,5 +1,6 @@
 """What a sweep's numbers say, in words made of its record by stated rules: the note under its table."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from vmas.records import Record
@@ -20,6 +21,26 @@ def past_their_best(record: Record, by: float = RISE) -> list[str]:
     return [
         "Trained past the lowest of their own validation objective (reached after so many updates), and evaluated at"
         f" the end as every row is: {named}. Where such a row is worse, what was learnt by heart may be the cause."
+    ]
+
+
+def machines(record: Record) -> list[str]:
+    """A line on what the runs were trained on, where it was more than one machine, and how many pairs are of two."""
+    of = record.extra.get("machines", {})
+    counts = Counter(hardware for seeds in of.values() for hardware in seeds.values())
+    if len(counts) < 2:
+        return []
+    pairs = [
+        (of[name][seed], of[to][seed])
+        for name, to in record.extra["against"].items()
+        for seed in of[name]
+        if seed in of.get(to, {})
+    ]
+    mixed = sum(a != b for a, b in pairs)
+    runs = "; ".join(f"{hardware}: {n}" for hardware, n in counts.most_common())
+    return [
+        f"Runs by machine, all in float32: {runs}. Of {len(pairs)} pairs of runs that are compared {mixed} are of two"
+        " machines, whose difference in rounding is then a part of theirs."
     ]
 
 

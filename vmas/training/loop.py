@@ -59,10 +59,17 @@ def recipe(cfg: TrainConfig) -> TrainConfig:
 
 
 def pace(cfg: TrainConfig) -> TrainConfig:
-    """`cfg` without what only paces work, reports and checkpoints; "fp32" is what "auto" is where there is no GPU."""
+    """`cfg` without what only paces work, reports and checkpoints. "fp32" is what `settled` leaves as "auto"."""
     quiet = {"val_every": 0, "sample_every": 0, "checkpoint_every": 0, "keep_last": 0, "num_workers": 0}
     precision = "auto" if cfg.precision == "fp32" else cfg.precision
     return replace(cfg, **quiet, activation_checkpointing=False, compile=False, precision=precision)
+
+
+def settled(cfg: TrainConfig, device: str = "auto") -> TrainConfig:
+    """`cfg` with "bf16" where "auto" means it, on a GPU, so that no state of it passes for one of float32."""
+    cuda = torch.cuda.is_available() and device in ("auto", "cuda")
+    bf16 = cfg.precision == "auto" and cuda and torch.cuda.is_bf16_supported()
+    return replace(cfg, precision="bf16") if bf16 else cfg
 
 
 def make_accelerator(cfg: TrainConfig, folder: Path, device: str = "auto"):
@@ -74,10 +81,7 @@ def make_accelerator(cfg: TrainConfig, folder: Path, device: str = "auto"):
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
-    cuda = torch.cuda.is_available() and device in ("auto", "cuda")
-    bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
-    if cfg.precision == "fp32":  # a GPU's convolutions would else round what they multiply to TF32
-        torch.backends.cudnn.allow_tf32 = False
+    bf16 = settled(cfg, device).precision == "bf16"
     return Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=cfg.grad_accum,
@@ -367,7 +371,8 @@ def fit(
         stop_after: stop (as if interrupted) after this many updates in this call; for tests.
         say: gets one line when a run is continued with another number of processes.
 
-    Returns: {"steps", "seconds", "loader_share", "peak_gb", "curve": [{"step", "loss", ...}], "val": last validation}.
+    Returns: {"steps", "seconds", "loader_share", "peak_gb", "precision", "device", "curve": [{"step", "loss", ...}],
+    "val": last validation}.
     Raises DataError when the loss is not finite, CheckpointError when `folder` holds another run,
     Preempted (exit code 0) after SIGTERM.
     """
@@ -393,6 +398,8 @@ def fit(
         "seconds": round(run.seconds, 1),
         "loader_share": round(share, 4),
         "peak_gb": peak_gb(run.accelerator.device),
+        "precision": run.accelerator.mixed_precision,
+        "device": run.accelerator.device.type,
     }
     if run.step > begun:
         rate = run.seconds / run.step

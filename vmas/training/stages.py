@@ -20,7 +20,7 @@ from vmas.config import Profile, TrainConfig, sha256
 from vmas.errors import UsageError
 from vmas.training import sharded
 from vmas.training.data import ROWS, ClipDataset, Held, Source
-from vmas.training.loop import Preempted, Stage, fit, preemptible, recipe
+from vmas.training.loop import Preempted, Stage, fit, preemptible, recipe, settled
 from vmas.training.sources import Data, open_data
 from vmas.training.state import Checkpoints
 
@@ -250,6 +250,9 @@ def train_profile(
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu")
+    profile = replace(profile, train=settled(profile.train, device))
+    if profile.train.precision == "fp32":  # a GPU's convolutions would else round what they multiply to TF32
+        torch.backends.cudnn.allow_tf32 = False
     publish = publish and state.num_processes == 1
     again = again and state.num_processes == 1
     session = Session(profile, seed, device, progress, say if state.is_main_process else _silent, publish, again)
