@@ -5,14 +5,17 @@ import re
 import numpy as np
 import pytest
 
-from vmas import config, paths
+from vmas import config, paths, records
 from vmas.experiments import assemble, corpora, follow, follow_tests, placement, registry, runner, sweep, table5, table6
+from vmas.metrics import verdict
 from vmas.records import Record
 from vmas.report import sweeps
 
 TEST = "corpus, test (stands for DISCO-MV)"
 SHIFTED = "corpus, shifted style (stands for MusicCaps)"
 ALIGN = "MV Align (2025, 9.6 fps)"
+DENSE = "MV Align (2025, 24 fps)"
+FAD = "FAD (codec)"
 
 
 @pytest.fixture(scope="module")
@@ -41,37 +44,72 @@ def value(record: Record, condition: str, metric: str) -> float:
     return float(record.row(labels[condition], TEST, metric).value or 0)
 
 
+def chance(record: Record, condition: str) -> float:
+    """What music of the condition scores by MV Align against other clips' pictures."""
+    labels = dict(
+        zip(record.extra["curves"], dict.fromkeys(r.system for r in record.rows if r.value is not None), strict=True)
+    )
+    return float(record.row(labels[condition], TEST, ALIGN).chance or 0)
+
+
 def difference(record: Record, condition: str, metric: str) -> str:
     found = record.extra["differences"][condition]
     g = next(g for g in found if (g["dataset"], g["metric"]) == (TEST, metric))
     return f"(difference {g['difference']:+.1f} [{g['lo']:+.1f}, {g['hi']:+.1f}] over"
 
 
-THREE = (*table5.PAPER, "shipped", "dirty", "similarity", "share-10", "share-100")
+def gap(found: list, dataset: str = TEST, metric: str = ALIGN, digits: int = 3, sign: int = 1) -> str:
+    """A difference with its interval, as the README writes it: +.034 [+.026, +.042]."""
+    (g,) = [g for g in found if (g["dataset"], g["metric"]) == (dataset, metric)]
+    ends = [sign * g["difference"], *sorted(sign * g[k] for k in ("lo", "hi"))]
+    text = [re.sub(r"(?<![0-9])0\.", ".", f"{x:+.{digits}f}") for x in ends]
+    return f"{text[0]} [{text[1]}, {text[2]}]"
+
+
+def side(found: list, dataset: str = TEST, metric: str = ALIGN) -> str:
+    (g,) = [g for g in found if (g["dataset"], g["metric"]) == (dataset, metric)]
+    return verdict.side(g["lo"], g["hi"], g["direction"], g["seeds"])
 
 
 def test_numbers_of_trainings(told, swept):
     n = {c: len(seeds) for r in swept.values() for c, seeds in r.extra["seeds"].items()}
     assert (
-        "three of each of Table 5's three rows, of its `shipped`, of both cleaning rows and of 10% and all of the data,"
-        " one or two of all others" in told
+        "Five trainings of each of Table 5's three rows stand behind it, and three or four of every other row" in told
     )
-    assert {n[c] for c in THREE} == {3}
-    assert {v for c, v in n.items() if c not in THREE} == {1, 2}
+    assert {n[c] for c in table5.PAPER} == {5}
+    assert {v for c, v in n.items() if c not in table5.PAPER} <= {3, 4}
+    assert (
+        "(of Table 5 `delta-10` and `alpha-.5`, of Table 6 `clip-8` and `hiera-8` and of cleaning the three controls"
+        " have none)" in told
+    )
+    missing = {name: r.extra["missing"] for name, r in swept.items() if r.extra["missing"]}
+    assert missing == {
+        "table5": ["delta-10", "alpha-.5"],
+        "table6": ["clip-8", "hiera-8"],
+        "cleaning": ["dirty-same", "moving", "filtered"],
+    }
 
 
 def test_contrast(told, swept):
     r = swept["table5"]
-    fad, align, kl = ([value(r, c, m) for c in ("contrastive", "baseline")] for m in ("FAD (codec)", ALIGN, "KL"))
-    assert f"{fad[0]:.1f} against the baseline's {fad[1]:.1f} {difference(r, 'contrastive', 'FAD (codec)')}" in told
+    gains = r.extra["differences"]
+    fad, align, kl = ([value(r, c, m) for c in ("contrastive", "baseline")] for m in (FAD, ALIGN, "KL"))
+    change = f"(difference {gap(gains['contrastive'], metric=FAD, digits=1)} over 5 seeds)"
+    assert f"FAD is worse, {fad[0]:.1f} against the baseline's {fad[1]:.1f} {change}" in told
     assert f"{share(align[0])} against {share(align[1])}, and KL {kl[0]:.2f} against {kl[1]:.2f}" in told
+    assert [side(gains["contrastive"], metric=m) for m in (FAD, ALIGN, "KL")] == ["worse", *[verdict.UNCLEAR] * 2]
+    low = f"MV Align {share(value(r, 'temperature', ALIGN))} (chance {share(chance(r, 'temperature'))})"
+    assert f"{low} at {value(r, 'temperature', 'Onsets per clip'):.0f} onsets a clip" in told
+    longer = [gap(gains["contrastive-long"], metric=m, digits=d) for m, d in ((FAD, 1), (ALIGN, 3))]
+    assert f"change FAD by {longer[0]} and MV Align by {longer[1]}: no difference is shown" in told
+    assert {side(gains["contrastive-long"], metric=m) for m in (FAD, ALIGN)} == {verdict.UNCLEAR}
 
 
 def test_beat_weights(told, swept):
     r = swept["table5"]
     assert f"FAD {value(r, 'beats', 'FAD (codec)'):.0f}, MV Align {share(value(r, 'beats', ALIGN))}" in told
-    chance = next(x for x in r.rows if (x.system, x.dataset, x.metric) == ("+ beat weighting (literal)", TEST, ALIGN))
-    assert f"at a chance of {share(chance.chance or 0)}" in told
+    assert f"at a chance of {share(chance(r, 'beats'))}" in told
+    assert f"Three times as many updates do not mend it (MV Align {share(value(r, 'beats-long', ALIGN))})" in told
     found = r.extra["differences"]["beats"]
     less = next(g for g in found if (g["dataset"], g["metric"]) == (TEST, ALIGN))
     assert f"baseline's by {share(-less['difference'])} [{share(-less['hi'])}, {share(-less['lo'])}]" in told
@@ -117,26 +155,58 @@ def test_where_the_weights_sit(told):
 
 
 def test_weights_where_the_video_helps(told, swept):
-    cfg, name = config.load("mini"), "lead-.25"
+    cfg = config.load("mini")
     found = sweep.recorded(table5.TARGET, table5.CONDITIONS, cfg)
-    gaps = {}
-    for other in ("alpha-.25", "contrastive", "baseline"):
-        for g in assemble.differences(found[name], found[other], cfg):
-            if g["metric"] == ALIGN:
-                ends = [f"{g[k]:+.3f}".replace("0.", ".", 1) for k in ("difference", "lo", "hi")]
-                gaps[other, g["dataset"]] = f"{ends[0]} [{ends[1]}, {ends[2]}]"
-    a, b = (gaps["alpha-.25", d] for d in (TEST, SHIFTED))
-    assert f", by {a} over clips (shifted style {b})" in told
-    a, b = (gaps["contrastive", d] for d in (TEST, SHIFTED))
-    assert f"Against the contrast of the same seed that is {a} (shifted style {b})" in told
-    a, b = (gaps["baseline", d] for d in (TEST, SHIFTED))
-    assert f"against the baseline {a} (shifted style {b})" in told
-    (one,), seed = found[name], found[name][0].extra["seed"]
-    (base,) = (r for r in found["baseline"] if r.extra["seed"] == seed)
-    fad = [r.row(r.rows[0].system, TEST, "FAD (codec)").value for r in (one, base)]
-    assert f"its FAD is {fad[0]:.1f}, the baseline's of that seed {fad[1]:.1f}" in told
-    assert f"raises MV Align to {share(value(swept['table5'], name, ALIGN))}" in told
-    assert "exploratory, one training each, so it cannot tell" in told
+
+    def between(a: str, b: str) -> list:
+        return assemble.differences(found[a], found[b], cfg)
+
+    moved, by_place = between("lead-.25", "alpha-.25"), between("lead", "onset")
+    assert f"MV Align changes by {gap(by_place)}; from the video beat" in told
+    assert f"with α = .25, by {gap(moved)} (shifted style {gap(moved, SHIFTED)})" in told
+    assert {side(by_place), side(moved), side(moved, SHIFTED)} == {"better"}
+    less, none = between("lead-.25", "contrastive"), between("lead-.25", "baseline")
+    assert f"against the contrast {gap(less)} (shifted style {gap(less, SHIFTED)})" in told
+    assert f"against the baseline {gap(none)}, and a FAD of {value(swept['table5'], 'lead-.25', FAD):.1f}" in told
+    assert f"{gap(none, metric=FAD, digits=1)} against the baseline's" in told
+    assert (side(less), side(none), side(none, metric=FAD)) == (verdict.UNCLEAR, verdict.UNCLEAR, "worse")
+    assert "No weights at all are not shown to be worse" in told
+
+
+def test_the_recipe_is_told_against_its_own_baseline(told, swept):
+    gains = swept["table5"].extra["differences"]
+    fad, near, dense = (gap(gains["shipped"], metric=m, digits=d) for m, d in ((FAD, 1), (ALIGN, 3), (DENSE, 3)))
+    assert f"is worse than its own baseline, too: FAD {fad}, MV Align {near} at 9.6 fps and {dense} at 24" in told
+    assert [side(gains["shipped"], metric=m) for m in (FAD, ALIGN, DENSE)] == ["worse", verdict.UNCLEAR, "worse"]
+    literal_alpha = [
+        c.name for c in table5.CONDITIONS if (a := c.overrides.get("align", {})).get("normalise") == "weight"
+        and a["alpha"] == 0.05 and c.name in gains
+    ]  # fmt: skip
+    assert len(literal_alpha) >= 6
+    assert {side(gains[n], metric=m) for n in literal_alpha for m in (FAD, DENSE)} == {"worse"}
+
+
+def test_what_is_not_the_papers(told, swept):
+    r, cfg = swept["table5"], config.load("mini")
+    gains = r.extra["differences"]
+    at = {n: f"{share(value(r, n, ALIGN))}, chance {share(chance(r, n))}" for n in ("no-bias", "trained", "no-motion")}
+    assert f"(`no-bias`) MV Align is at chance ({at['no-bias']}) and FAD {value(r, 'no-bias', FAD):.1f}" in told
+    assert f"(`trained`, {at['trained']}) and without (`no-motion`, {at['no-motion']})" in told
+    for name in at:
+        assert abs(value(r, name, ALIGN) - chance(r, name)) < 0.01, name
+    tagged = [share(value(r, n, "Tagger accuracy")) for n in ("trained", "no-motion")]
+    assert f"so is the tagger ({tagged[0]} and {tagged[1]})" in told
+    near, dense = (gap(gains["row-times"], metric=m) for m in (ALIGN, DENSE))
+    assert f"{near} at 9.6 fps (no difference shown) and {dense} at 24 fps (better)" in told
+    assert [side(gains["row-times"], metric=m) for m in (ALIGN, DENSE)] == [verdict.UNCLEAR, "better"]
+    ours, shipped = (
+        next(found for name, found in sweep.recorded(m.TARGET, m.CONDITIONS, cfg).items() if name == row)
+        for m, row in ((table6, "ours"), (table5, "shipped"))
+    )
+    assert f"which is Table 6's row with every frame, {gap(assemble.differences(ours, shipped, cfg))}" in told
+    rates = cfg.train.lr * cfg.train.encoder_lr_scale, cfg.encoder.motion_lr
+    assert rates[0] == pytest.approx(3 * rates[1])
+    assert "thrice stage 1a's" in told
 
 
 def test_encoders(told, swept):
@@ -148,24 +218,25 @@ def test_encoders(told, swept):
         parts.append(f"{head} {share(row.value or 0)} (chance {share(row.chance or 0)})")
         distances.append(f"{value(r, name, 'FAD (codec)'):.1f}")
     assert f"{parts[0]}, with 16 of 48 {parts[1]} and {parts[2]}; FAD is {', '.join(distances)}" in told
+    gains = r.extra["differences"]
+    for name in ("clip", "hiera", "ours-16"):
+        assert [side(gains[name], metric=m) for m in (ALIGN, FAD)] == ["worse", "worse"], name
+    assert {side(gains[name], metric="KL") for name in ("clip", "hiera")} == {verdict.UNCLEAR}
+    same = f"has {share(value(r, 'ours-16', ALIGN))} (chance {share(chance(r, 'ours-16'))})"
+    assert f"With 16 frames our own encoder {same} and FAD {value(r, 'ours-16', FAD):.1f}" in told
 
 
 def test_data_size(told, swept):
-    fad, align = (
-        [value(swept[f], c, m) for c in ("share-10", "share-100")]
-        for f, m in (("fig6", "FAD (codec)"), ("fig7", ALIGN))
-    )
-    assert f"FAD is {fad[0]:.1f} and MV Align {share(align[0])}, with all {fad[1]:.1f} and {share(align[1])}" in told
-    gaps, said = {}, {}
-    for name, metric in (("fig6", "FAD (codec)"), ("fig7", ALIGN)):
-        found = sweeps.gains(swept[name])
-        for g in found[(found.condition == "share-10") & (found.metric == metric)].itertuples():
-            digits = 1 if metric.startswith("FAD") else 3
-            ends = [f"{x:+.{digits}f}".replace("0.", ".", 1) for x in (g.difference, g.lo, g.hi)]
-            gaps[metric, g.dataset], said[metric, g.dataset] = f"{ends[0]} [{ends[1]}, {ends[2]}]", g.verdict
-    assert f"(differences {gaps['FAD (codec)', TEST]} and {gaps[ALIGN, TEST]} over 3 seeds: worse;" in told
-    assert {said["FAD (codec)", TEST], said[ALIGN, TEST], said[ALIGN, SHIFTED]} == {"worse"}
-    assert said["FAD (codec)", SHIFTED] == "no difference shown"
+    names = [f"share-{n}" for n in (10, 25, 50, 100)]
+    fad, align = ([value(swept[f], c, m) for c in names] for f, m in (("fig6", FAD), ("fig7", ALIGN)))
+    fads, aligns = [f"{x:.1f}" for x in fad], [share(x) for x in align]
+    assert f"FAD is {', '.join(fads[:3])} and {fads[3]}, MV Align {', '.join(aligns[:3])} and {aligns[3]}." in told
+    by_fad, by_align = (swept[f].extra["differences"] for f in ("fig6", "fig7"))
+    ten, quarter, half = ((gap(by_fad[c], metric=FAD, digits=1), gap(by_align[c])) for c in names[:3])
+    assert f"worse than all (FAD {ten[0]} and {quarter[0]}; MV Align {ten[1]} and {quarter[1]})" in told
+    assert f"a half is not shown to be (FAD {half[0]}, MV Align {half[1]})" in told
+    said = [(side(by_fad[c], metric=FAD), side(by_align[c])) for c in names[:3]]
+    assert said == [("worse", "worse")] * 2 + [(verdict.UNCLEAR, verdict.UNCLEAR)]
     runs = swept["fig6"].extra["curves"]["share-10"]
     first, last = (np.mean([run[at]["ce"] for run in runs]) for at in (0, -1))
     assert f"{first:.2f} after {runs[0][0]['step']} updates, {last:.2f} after 1,500" in told
@@ -173,40 +244,21 @@ def test_data_size(told, swept):
 
 def test_other_corpora(told):
     record = runner.sweep_record(registry.get("corpora"), "mini")
-    assert {len(v) for c, v in record.extra["seeds"].items() if c.startswith("clean")} == {1}
-    assert record.extra["missing"] == ["loose-contrastive", "loose-normalised"]
-    labels = {c.name: c.label for c in corpora.CONDITIONS}
-    with_, without = (share(record.row(labels[f"clean-{n}"], TEST, ALIGN).value) for n in ("normalised", "contrastive"))
-    assert f"MV Align is {with_} with them and {without} without" in told
-
-    def gap(found: list, sign: int = 1) -> str:
-        (g,) = [g for g in found if (g["dataset"], g["metric"]) == (TEST, ALIGN)]
-        ends = sorted(share(sign * g[k]) for k in ("lo", "hi"))
-        return f"{share(sign * g['difference'])} [{ends[0]}, {ends[1]}]"
-
     gains = record.extra["differences"]
-    assert f"a loss of {gap(gains['clean-normalised'], -1)} over clips" in told
-
-    def less(metric: str, sign: int = 1) -> str:
-        (g,) = [
-            g
-            for g in record.extra["apart"]
-            if (g["between"], g["dataset"], g["metric"]) == ("clean less own", TEST, metric)
-        ]
-        ends = sorted(share(sign * g[k]) for k in ("lo", "hi"))
-        return f"{share(sign * g['difference'])} [{ends[0]}, {ends[1]}]"
-
-    near, dense = less(ALIGN), less(ALIGN.replace("9.6", "24"), -1)
-    assert f"smaller by {near} at 9.6 fps and larger by {dense} at 24 fps" in told
-    assert f"raise MV Align by {gap(gains['clean-contrastive'])} on the same test clips" in told
-    found = sweep.recorded(corpora.TARGET, corpora.CONDITIONS, config.load("mini"))
-    (clean,) = found["clean-contrastive"]
-    (own,) = (r for r in found["own-contrastive"] if r.extra["seed"] == clean.extra["seed"])
-    onsets, fad = (
-        [r.row(r.rows[0].system, TEST, m).value for r in (clean, own)] for m in ("Onsets per clip", "FAD (codec)")
-    )
-    assert f"with {onsets[0]:.1f} onsets a clip against {onsets[1]:.1f}" in told
-    assert f"FAD {fad[0]:.1f} against {fad[1]:.1f}" in told
+    assert {len(v) for v in record.extra["seeds"].values()} <= {3, 4, 5}
+    changes = [gap(gains[f"{n}-{corpora.WEIGHTED}"]) for n in corpora.ORDER]
+    assert f"What weights change in MV Align is {changes[0]} where the picture shows every beat" in told
+    assert f"{changes[1]} on the own corpus, {changes[2]} where it shows six beats of ten" in told
+    assert {side(gains[f"{n}-{corpora.WEIGHTED}"]) for n in corpora.ORDER} == {"worse"}
+    asked = [g for g in record.extra["apart"] if g["between"] == "clean less loose"]
+    assert f"not answered yes: {gap(asked)} at 9.6 fps, {gap(asked, metric=DENSE)} at 24 fps" in told
+    assert (side(asked), side(asked, metric=DENSE)) == (verdict.UNCLEAR, "worse")
+    taken = {g["of"]: g for g in record.extra["taken"] if (g["metric"], g["dataset"]) == (ALIGN, TEST)}
+    clean, own, loose = (f"{taken[n]['share']:.0%}" for n in corpora.ORDER)
+    less = [f"{100 * taken['clean less loose'][k]:+.0f}" for k in ("share", "lo", "hi")]
+    assert f"weights take {clean}, {own} and {loose} (clean less loose {less[0]} points [{less[1]}, {less[2]}];" in told
+    bare = [share(value(record, f"{n}-{corpora.BARE}", ALIGN)) for n in corpora.ORDER]
+    assert f"Without weights MV Align is {bare[0]}, {bare[1]} and {bare[2]} on the same test clips" in told
 
 
 def test_following(told):
@@ -258,3 +310,21 @@ def test_cleaning(told, swept):
     assert (verdicts == {"no difference shown"}) == ("No difference is shown." in told)
     assert f"MV Align {share(align[0])} against {share(align[1])}" in told
     assert {min(run, key=lambda x: x["loss"])["step"] for runs in r.extra["curves"].values() for run in runs} == {150}
+
+
+def test_the_control_tells_the_machine_from_the_seed():
+    """The same run on two machines (`results/mini/PROTOCOL.md`)."""
+    name = "table5-contrastive"
+    there = records.read(paths.ROOT / "results" / "mini" / "control" / f"{name}-seed3-cpu.json")
+    here = records.read(records.committed(name, "mini", 3))
+    assert there.key == here.key
+    assert there.extra["stage1"] == here.extra["stage1"]
+    assert [("NVIDIA" in r.provenance["hardware"]) for r in (there, here)] == [False, True]
+    curves = zip(there.extra["curve"], here.extra["curve"], strict=True)
+    assert max(abs(a[k] - b[k]) for a, b in curves for k in ("loss", "L_g", "L_c", "ce")) <= 2e-6
+    found = records.compare(there, here)
+    assert (found.equal + found.inside, found.outside) == (14, 0)
+    told = re.sub(r"\s+", " ", (paths.ROOT / "results" / "mini" / "PROTOCOL.md").read_text(encoding="utf-8"))
+    align, fad = ([r.row(r.rows[0].system, TEST, m).value for r in (there, here)] for m in (ALIGN, FAD))
+    pair = " and ".join(f"{x:.4f}".removeprefix("0") for x in align)
+    assert f"MV Align {pair}, FAD {fad[0]:.1f} and {fad[1]:.1f}, and all 14 numbers within" in told

@@ -46,7 +46,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "trained",
         "+ contrastive, encoder trained",
         {**CONTRASTIVE, "train": {"freeze": []}},
-        about="stage 2 trains the encoder too, so that eq. 2 can shape X_v",
+        about="stage 2 trains the encoder too, so that eq. 2 can shape X_v, at its own learning rate, thrice stage 1a's",
     ),
     Condition(
         "beats-long",
@@ -94,7 +94,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "no-motion",
         "Autoregressive baseline, encoder not pretrained",
         {**BASELINE, "encoder": {"motion_steps": 0}, "train": {"freeze": []}},
-        about="and therefore trained in stage 2",
+        about="and therefore trained in stage 2, at thrice the learning rate of stage 1a",
     ),
 )
 PAPER = tuple(c.name for c in CONDITIONS if c.paper)
