@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 120  # of a line in the terminal
-WIDE = 20  # times the smallest number of a metric, beyond which its axis is logarithmic
+WIDE = 8  # times the smallest value of a metric, beyond which its axis is logarithmic
 ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
 MEANING = {
     "reproduced": "reproduced: paper scale, run here",
@@ -254,8 +254,8 @@ def figure(record: Record) -> "Figure":
 
 def _wide(rows: list[Row]) -> bool:
     """Whether a metric's values lie so far apart that a linear axis would show the largest alone."""
-    ends = [x for r in rows for x in (r.value, *(r.ci95 or ())) if x is not None]
-    return min(ends) > 0 and max(ends) > WIDE * min(ends)
+    values = [r.value for r in rows if r.value is not None]
+    return min([*values, *(r.ci95[0] for r in rows if r.ci95)]) > 0 and max(values) > WIDE * min(values)
 
 
 def png(fig: "Figure") -> bytes:
