@@ -46,7 +46,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "trained",
         "+ contrastive, encoder trained",
         {**CONTRASTIVE, "train": {"freeze": []}},
-        about="stage 2 trains the encoder too, so that eq. 2 can shape X_v, at its own learning rate, thrice stage 1a's",
+        about="stage 2 trains the encoder too, so that eq. 2 can shape X_v, at its own rate, thrice stage 1a's",
     ),
     Condition(
         "beats-long",
