@@ -265,6 +265,11 @@ def test_rows_are_trained_in_float32_wherever_they_are_trained(monkeypatch, tmp_
     assert loop.recipe(asked["train"]) == loop.recipe(smoke.train), "stage 1 of a CPU and of such a run are one"
     half = config.changed(smoke, {"train": {"precision": "bf16"}}).train
     assert loop.recipe(half) != loop.recipe(smoke.train)
+    assert loop.settled(smoke.train, "cpu") == smoke.train
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    assert loop.settled(smoke.train, "cuda") == half, "what auto is on a GPU has a key of its own"
+    assert loop.settled(asked["train"], "cuda") == asked["train"]
 
 
 def test_a_child_sees_the_gpu_that_its_slot_names(monkeypatch):
