@@ -8,7 +8,7 @@ import pytest
 from vmas import config, paths, records
 from vmas.experiments import assemble, corpora, follow, follow_tests, placement, registry, runner, sweep, table5, table6
 from vmas.metrics import verdict
-from vmas.records import Record
+from vmas.records import Record, Row
 from vmas.report import sweeps
 
 TEST = "corpus, test (stands for DISCO-MV)"
@@ -37,19 +37,19 @@ def share(x: float) -> str:
     return f"{x:.3f}".removeprefix("0")
 
 
+def at(record: Record, condition: str, metric: str) -> Row:
+    """The row of a condition on the test split."""
+    labels = dict.fromkeys(r.system for r in record.rows if r.value is not None)
+    return record.row(dict(zip(record.extra["curves"], labels, strict=True))[condition], TEST, metric)
+
+
 def value(record: Record, condition: str, metric: str) -> float:
-    labels = dict(
-        zip(record.extra["curves"], dict.fromkeys(r.system for r in record.rows if r.value is not None), strict=True)
-    )
-    return float(record.row(labels[condition], TEST, metric).value or 0)
+    return float(at(record, condition, metric).value or 0)
 
 
 def chance(record: Record, condition: str) -> float:
     """What music of the condition scores by MV Align against other clips' pictures."""
-    labels = dict(
-        zip(record.extra["curves"], dict.fromkeys(r.system for r in record.rows if r.value is not None), strict=True)
-    )
-    return float(record.row(labels[condition], TEST, ALIGN).chance or 0)
+    return float(at(record, condition, ALIGN).chance or 0)
 
 
 def difference(record: Record, condition: str, metric: str) -> str:
@@ -189,10 +189,10 @@ def test_the_recipe_is_told_against_its_own_baseline(told, swept):
 def test_what_is_not_the_papers(told, swept):
     r, cfg = swept["table5"], config.load("mini")
     gains = r.extra["differences"]
-    at = {n: f"{share(value(r, n, ALIGN))}, chance {share(chance(r, n))}" for n in ("no-bias", "trained", "no-motion")}
-    assert f"(`no-bias`) MV Align is at chance ({at['no-bias']}) and FAD {value(r, 'no-bias', FAD):.1f}" in told
-    assert f"(`trained`, {at['trained']}) and without (`no-motion`, {at['no-motion']})" in told
-    for name in at:
+    low = {n: f"{share(value(r, n, ALIGN))}, chance {share(chance(r, n))}" for n in ("no-bias", "trained", "no-motion")}
+    assert f"(`no-bias`) MV Align is at chance ({low['no-bias']}) and FAD {value(r, 'no-bias', FAD):.1f}" in told
+    assert f"(`trained`, {low['trained']}) and without (`no-motion`, {low['no-motion']})" in told
+    for name in low:
         assert abs(value(r, name, ALIGN) - chance(r, name)) < 0.01, name
     tagged = [share(value(r, n, "Tagger accuracy")) for n in ("trained", "no-motion")]
     assert f"so is the tagger ({tagged[0]} and {tagged[1]})" in told
@@ -211,11 +211,9 @@ def test_what_is_not_the_papers(told, swept):
 
 def test_encoders(told, swept):
     r = swept["table6"]
-    label = {c.name: c.label for c in table6.CONDITIONS}
     parts, distances = [], []
     for name, head in (("ours", "with every frame MV Align is"), ("clip", "CLIP-style"), ("hiera", "Hiera-style")):
-        row = r.row(label[name], TEST, ALIGN)
-        parts.append(f"{head} {share(row.value or 0)} (chance {share(row.chance or 0)})")
+        parts.append(f"{head} {share(value(r, name, ALIGN))} (chance {share(chance(r, name))})")
         distances.append(f"{value(r, name, 'FAD (codec)'):.1f}")
     assert f"{parts[0]}, with 16 of 48 {parts[1]} and {parts[2]}; FAD is {', '.join(distances)}" in told
     gains = r.extra["differences"]

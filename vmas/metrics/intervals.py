@@ -4,6 +4,7 @@ NaN marks a clip without a value (MV Align with no peak on either side); it is l
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -89,8 +90,17 @@ def ratio(a: np.ndarray, b: np.ndarray, seed: int = 0, n: int = 2000, confidence
 
 
 def resamples(size: int, n: int = 2000, seed: int = 0) -> np.ndarray:
-    """How often each of `size` clips is drawn in each of `n` bootstrap resamples, float64 [n,size]."""
-    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n).astype(np.float64)
+    """How often each of `size` clips is drawn in each of `n` bootstrap resamples, float64 [n,size], read only."""
+    return _resamples(size, n, seed)[0]
+
+
+@lru_cache(maxsize=8)
+def _resamples(size: int, n: int, seed: int) -> tuple[np.ndarray, dict]:
+    """The resamples, and the generator's state after them: a table asks for the same ones some hundred times."""
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(size, np.full(size, 1 / size), size=n).astype(np.float64)
+    times.flags.writeable = False
+    return times, dict(rng.bit_generator.state)
 
 
 def stratified(values: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 0.95) -> MeanCI:
@@ -113,14 +123,15 @@ def stratified(values: np.ndarray, seed: int = 0, n: int = 2000, confidence: flo
     mean = float(np.mean([row[ok].mean() for row, ok in zip(x, valid, strict=True)]))
     if clips < 2:
         return MeanCI(mean, float("nan"), float("nan"), x.size - left_out, left_out)
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(clips, np.full(clips, 1 / clips), size=n).astype(np.float64)
+    times, state = _resamples(clips, n, seed)
     total, count = times @ np.where(valid, x, 0).T, times @ valid.T.astype(np.float64)
     per_seed = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     ok = ~np.isnan(per_seed).any(axis=1)
     drawn = per_seed[ok].mean(axis=1)
     if seeds > 1:
         means = np.array([row[good].mean() for row, good in zip(x, valid, strict=True)])
+        rng = np.random.default_rng()
+        rng.bit_generator.state = state
         # t's quantiles in random order: drawn freely, the wide tails of two seeds would make the ends a lottery
         t = stats.t.ppf((rng.permutation(drawn.size) + 0.5) / drawn.size, seeds - 1)
         drawn = drawn + means.std(ddof=1) / np.sqrt(seeds) * t
