@@ -150,13 +150,13 @@ def data_size(record: Record, figure: str) -> "Figure":
     ours = [r for r in ours if r.metric == metric]
     quoted = paper.load(figure) if figure in paper.tables() else None
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
-        fig = Figure(figsize=(9 if quoted is not None else 4.8, 3.2), layout="constrained")
+        fig = Figure(figsize=(9 if quoted is not None else 4.8, 3.5), layout="constrained")
         left = fig.add_subplot(1, 1 if quoted is None else 2, 1)
-        for dataset, colour, mark in zip(
-            dict.fromkeys(r.dataset for r in ours), ("#0072B2", "#D55E00"), "Do", strict=False
+        for dataset, colour, mark, aside in zip(
+            dict.fromkeys(r.dataset for r in ours), ("#0072B2", "#D55E00"), "Do", (-0.7, 0.7), strict=False
         ):
             rows = sorted((r for r in ours if r.dataset == dataset), key=_share)
-            x = [_share(r) for r in rows]
+            x = [_share(r) + aside for r in rows]  # so that intervals of the two do not hide each other
             left.plot(x, np.array([r.value for r in rows], float), mark, ls="-", color=colour, label=dataset)
             for at, r in zip(x, rows, strict=True):
                 if r.ci95:
@@ -185,6 +185,6 @@ def data_size(record: Record, figure: str) -> "Figure":
         for ax in fig.axes:
             ax.set_xlabel("share of the training clips, %")
             ax.set_xlim(0, 105)
-            ax.legend(frameon=False, fontsize=7)
+            ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22))  # clear of intervals
             sns.despine(ax=ax)
     return fig
