@@ -198,7 +198,7 @@ def build_tokens(profile: Profile, split: str, codec, progress: bool = True) -> 
     return out
 
 
-def _render(index: int, profile: Profile) -> np.ndarray:
+def music_waveform(index: int, profile: Profile) -> np.ndarray:
     """Waveform float32 [samples] of clip `index` of the corpus's music alone."""
     from vmas.corpus import sample_spec
     from vmas.corpus.sound import render_audio
@@ -229,7 +229,7 @@ def load_music(profile: Profile, codec, workers: int | None = None, progress: bo
     device = next(codec.parameters()).device
     hide = None if progress else True
     bar = tqdm(total=total, initial=done, desc="music", unit="clip", disable=hide)
-    render = partial(_render, profile=profile)
+    render = partial(music_waveform, profile=profile)
     with _workers(workers or cores(), total - done) as pool, bar, torch.inference_mode():
         for start in range(done, total, CHUNK):
             some = range(start, min(start + CHUNK, total))

@@ -18,6 +18,7 @@ STAGES: dict[str, int] = {
     "fig2": 2,
     "damage": 1,
     "placement": 2,
+    "genres": 1,
 }
 
 

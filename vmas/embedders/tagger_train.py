@@ -84,6 +84,50 @@ def accuracy(tagger: MiniTagger, log_mel: Tensor, labels: Tensor, batch_size: in
     return float((guess == labels).float().mean())
 
 
+def fit(
+    tagger: MiniTagger,
+    clean: tuple[Tensor, Tensor],
+    again: tuple[Tensor, Tensor],
+    steps: int,
+    generator: torch.Generator,
+    spoil: bool = True,
+    progress: bool = True,
+) -> float:
+    """Train `tagger` in place for `steps` updates; the mean loss of the last 50.
+
+    clean, again: log-mel [N,n_mels,T] and labels int64 [N], of originals and of what has been through a codec. Half
+    of every batch is of the latter where there are any. spoil: degrade what is heard (`degrade`).
+    """
+    from tqdm.auto import tqdm
+
+    g = generator
+    optimizer = torch.optim.AdamW(tagger.parameters(), LR, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
+    recent: list[float] = []
+    for _ in tqdm(range(steps), desc="tagger", unit="step", disable=None if progress else True):
+        old = torch.randint(len(clean[0]), (BATCH // 2 if len(again[0]) else BATCH,), generator=g)
+        new = torch.randint(max(len(again[0]), 1), (BATCH - len(old),), generator=g)
+        x = crop(torch.cat([clean[0][old], again[0][new]]).float(), CROP, g)
+        y = torch.cat([clean[1][old], again[1][new]])
+        tagger.train()
+        logits = tagger.classify(tagger.from_mel(degrade(x, g) if spoil else x))
+        loss = F.cross_entropy(logits, y, label_smoothing=SMOOTHING)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(tagger.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        recent = [*recent[-49:], float(loss.detach())]
+    return float(np.mean(recent))
+
+
+@torch.no_grad()
+def normalise(tagger: MiniTagger, log_mel: Tensor) -> None:
+    """Let the tagger see `log_mel` [N,n_mels,T] with mean 0 and standard deviation 1 in every band."""
+    tagger.mean.copy_(log_mel.float().mean((0, 2))[:, None])
+    tagger.std.copy_(log_mel.float().std((0, 2)).clamp_min(1e-2)[:, None])
+
+
 def train_tagger(
     profile: Profile,
     wavs: np.ndarray,
@@ -104,8 +148,6 @@ def train_tagger(
     Returns the record that the manifest stores: val accuracy on clean and on reconstructed clips.
     Raises DataError when labels and clips do not fit.
     """
-    from tqdm.auto import tqdm
-
     from vmas.corpus import GENRES
 
     labels_t = torch.as_tensor(np.asarray(labels), dtype=torch.long)
@@ -120,32 +162,15 @@ def train_tagger(
         cfg = TaggerConfig(profile.clip.sample_rate, N_MELS, N_FFT, HOP, profile.eval.tagger_width, tuple(GENRES))
         tagger = MiniTagger(cfg)
         clean = spectra(tagger, wavs, progress=progress)
-        tagger.mean.copy_(clean.float().mean((0, 2))[:, None])
-        tagger.std.copy_(clean.float().std((0, 2)).clamp_min(1e-2)[:, None])
+        normalise(tagger, clean)
         some = np.sort(torch.randperm(len(wavs), generator=g)[:RECONSTRUCTED].numpy())
         again = clean[:0] if codec is None else spectra(tagger, wavs[some], codec, progress=progress)
         again_labels = labels_t[torch.from_numpy(some)]
-        optimizer = torch.optim.AdamW(tagger.parameters(), LR, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
-        recent: list[float] = []
-        for _ in tqdm(range(steps), desc="tagger", unit="step", disable=None if progress else True):
-            # half of every batch has been through the codec
-            old = torch.randint(len(clean), (BATCH if codec is None else BATCH // 2,), generator=g)
-            new = torch.randint(max(len(again), 1), (BATCH - len(old),), generator=g)
-            x = crop(torch.cat([clean[old], again[new]]).float(), CROP, g)
-            y = torch.cat([labels_t[old], again_labels[new]])
-            tagger.train()
-            loss = F.cross_entropy(tagger.classify(tagger.from_mel(degrade(x, g))), y, label_smoothing=SMOOTHING)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(tagger.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            recent = [*recent[-49:], float(loss.detach())]
+        loss = fit(tagger, (clean, labels_t), (again, again_labels), steps, g, progress=progress)
     tagger.eval().requires_grad_(False)
     record = {
         "steps": steps,
-        "loss": round(float(np.mean(recent)), 4),
+        "loss": round(loss, 4),
         "parameters": sum(p.numel() for p in tagger.parameters()),
         "codec_sha256": codec.sha256 if codec is not None else None,
         "train_accuracy": round(accuracy(tagger, clean[:300], labels_t[:300]), 4),

@@ -126,6 +126,13 @@ REGISTRY: dict[str, Target] = {
             "vmas.experiments.damage",
         ),
         Target(
+            "genres",
+            "How far do the genres overlap?",
+            "what tells the mini corpus's genres apart: a strong tagger, the true attributes of music and picture",
+            "02_mini_corpus.ipynb",
+            "vmas.experiments.genres",
+        ),
+        Target(
             "claims",
             "Claims",
             "each sentence of the paper that the records can support or contradict, with a verdict by rule",
