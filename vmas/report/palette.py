@@ -31,7 +31,14 @@ SETS: dict[str, tuple[str, str]] = {
     "Moving by the truth": ("#009E73", "D"),
     "All filters": ("#CC79A7", "P"),
 }
-KNOWN = {**SYSTEMS, **STEPS, **ENCODERS, **SETS}
+# Who tells genres apart; never in one figure with systems that make music.
+LISTENERS: dict[str, tuple[str, str]] = {
+    "Random forest": ("#000000", "s"),
+    "Random forest, attributes of the picture": ("#009E73", "^"),
+    "Strong tagger": ("#0072B2", "D"),
+    "Committed tagger": ("#CC79A7", "o"),
+}
+KNOWN = {**SYSTEMS, **STEPS, **ENCODERS, **SETS, **LISTENERS}
 
 
 def _family(system: str) -> str:
