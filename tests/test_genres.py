@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 import numpy as np
 import pytest
 
-from vmas import config, records
+from vmas import config, paths, records
 from vmas.corpus import GENRES, sample_spec
 from vmas.errors import DataError
 from vmas.experiments import genres
@@ -119,3 +119,11 @@ def test_every_listener_has_a_colour_of_its_own(committed):
     assert len({palette.colour(s) for s in genres.SYSTEMS}) == len(genres.SYSTEMS)
     labels = [t.get_text() for t in table.figure(committed).axes[0].get_yticklabels()]
     assert labels == list(genres.SYSTEMS)
+
+
+def test_the_readme_tells_the_two_taggers(committed):
+    told = " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
+    weak, strong = (committed.row(s, genres.SPLITS["test"], genres.METRIC) for s in (genres.COMMITTED, genres.STRONG))
+    ends = f"[{strong.ci95[0]:.0%}, {strong.ci95[1]:.0%}]"
+    assert f"the genre in {weak.value:.0%}, a strong one that was trained for this question alone in" in told
+    assert f"alone in {strong.value:.0%} {ends}" in told

@@ -123,7 +123,8 @@ def footnotes(record: Record) -> list[str]:
     lines += [text for name, text in CAVEATS.items() if any(r.metric.startswith(name) for r in computed)]
     if any(r.chance is not None for r in computed):
         usual = "the same music judged against other clips, by their pictures, their music or their genres."
-        lines.append(f"chance: {record.extra.get('chance', usual)}")
+        own = dict.fromkeys(r.note for r in computed if r.note.startswith("chance: "))
+        lines += [f"{text}." for text in own] or [f"chance: {record.extra.get('chance', usual)}"]
     lines += [f"{d}: random halves of the reference (N = {f['n']}) lie FAD {number(f['value'])} apart." for d, f in
               record.extra.get("fad_floor", {}).items()]  # fmt: skip
     if record.extra.get("note"):
@@ -222,7 +223,7 @@ def figure(record: Record) -> "Figure":
     wide = {m for m in metrics if _wide([r for r in computed if r.metric == m])}
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
         fig = Figure(
-            figsize=(1.95 * len(metrics) + beside, max(1.7, 0.25 * len(systems) + 0.5) * len(names) + 1.1),
+            figsize=(max(6.5, 1.95 * len(metrics) + beside), max(1.7, 0.25 * len(systems) + 0.5) * len(names) + 1.1),
             layout="constrained",
         )
         axes = fig.subplots(len(names), len(metrics), squeeze=False, sharey=True, sharex="col")
