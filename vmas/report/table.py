@@ -121,10 +121,13 @@ def footnotes(record: Record) -> list[str]:
     lines += record.extra.get("remarks", [])
     lines += [MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows)]
     lines += [text for name, text in CAVEATS.items() if any(r.metric.startswith(name) for r in computed)]
-    if any(r.chance is not None for r in computed):
+    if against := [r for r in computed if r.chance is not None]:
         usual = "the same music judged against other clips, by their pictures, their music or their genres."
-        own = dict.fromkeys(r.note for r in computed if r.note.startswith("chance: "))
-        lines += [f"{text}." for text in own] or [f"chance: {record.extra.get('chance', usual)}"]
+        own = dict.fromkeys(r.note for r in against)
+        if all(text.startswith("chance: ") for text in own):
+            lines += [f"{text}." for text in own]
+        else:
+            lines.append(f"chance: {record.extra.get('chance', usual)}")
     lines += [f"{d}: random halves of the reference (N = {f['n']}) lie FAD {number(f['value'])} apart." for d, f in
               record.extra.get("fad_floor", {}).items()]  # fmt: skip
     if record.extra.get("note"):
