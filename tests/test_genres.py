@@ -5,8 +5,8 @@ from dataclasses import asdict, fields
 import numpy as np
 import pytest
 
-from vmas import config, paths, records
-from vmas.corpus import GENRES, sample_spec
+from vmas import config, features, paths, records
+from vmas.corpus import GENRES
 from vmas.errors import DataError
 from vmas.experiments import genres
 from vmas.records import Record
@@ -17,7 +17,7 @@ SMOKE = config.load("smoke")
 
 
 def specs(split: str, n: int, profile=MINI):
-    return [sample_spec(split, i, profile.corpus, profile.clip.seconds) for i in range(n)]
+    return genres.specs(profile, split, range(n))
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +72,14 @@ def test_chance_is_that_of_the_same_answers_in_random_order():
     assert {r.n for r in by_system.values()} == {10}
 
 
-def test_further_music_comes_with_its_genres():
-    few = config.changed(SMOKE, {"corpus": {"music": 5}, "clip": {"seconds": 1.0}})
-    parts = list(genres.further(few, progress=False))
-    waves, names = parts[0]
-    assert len(parts) == 1
-    assert waves.shape == (5, few.clip.num_samples)
-    assert names == [s.genre for s in specs("music", 5, few)]
+def test_further_music_is_heard_besides():
+    few = config.changed(
+        SMOKE, {"corpus": {"music": 5}, "clip": {"seconds": 1.0}, "eval": {"tagger_steps": 1, "tagger_width": 2}}
+    )
+    ((some, waves),) = features.render_music(few, progress=False)
+    assert (some, waves.shape) == (range(5), (5, few.clip.num_samples))
     assert (np.abs(waves).max(1) > 0.01).all()
+    assert genres.strong_tagger(few, waves[:3], np.arange(3), progress=False)[1] == 3 + 5
 
 
 def test_the_strong_tagger_learns_what_it_hears():
@@ -95,7 +95,7 @@ def test_the_strong_tagger_learns_what_it_hears():
 
 
 def test_there_is_no_such_corpus_at_paper_scale():
-    with pytest.raises(DataError, match="no"):
+    with pytest.raises(DataError, match="procedural corpus"):
         genres.compute(config.load("paper"))
 
 

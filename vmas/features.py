@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -198,7 +199,7 @@ def build_tokens(profile: Profile, split: str, codec, progress: bool = True) -> 
     return out
 
 
-def music_waveform(index: int, profile: Profile) -> np.ndarray:
+def _render(index: int, profile: Profile) -> np.ndarray:
     """Waveform float32 [samples] of clip `index` of the corpus's music alone."""
     from vmas.corpus import sample_spec
     from vmas.corpus.sound import render_audio
@@ -208,6 +209,22 @@ def music_waveform(index: int, profile: Profile) -> np.ndarray:
     return np.pad(wav, (0, max(0, clip.num_samples - len(wav))))[: clip.num_samples]
 
 
+def render_music(
+    profile: Profile, first: int = 0, workers: int | None = None, progress: bool = True
+) -> Iterator[tuple[range, np.ndarray]]:
+    """The corpus's music without pictures from clip `first` on, some at a time: their numbers, float32 [n,samples]."""
+    from tqdm.auto import tqdm
+
+    total = profile.corpus.music
+    bar = tqdm(total=total, initial=first, desc="music", unit="clip", disable=None if progress else True)
+    render = partial(_render, profile=profile)
+    with _workers(workers or cores(), total - first) as pool, bar:
+        for start in range(first, total, CHUNK):
+            some = range(start, min(start + CHUNK, total))
+            yield some, np.stack(list(pool.map(render, some, chunksize=8) if pool else map(render, some)))
+            bar.update(len(some))
+
+
 def load_music(profile: Profile, codec, workers: int | None = None, progress: bool = True) -> np.ndarray:
     """Tokens int16 [corpus.music,K,t_a] of further music without pictures, rendered here and kept per codec.
 
@@ -215,7 +232,6 @@ def load_music(profile: Profile, codec, workers: int | None = None, progress: bo
     An interrupted call is resumed.
     """
     import torch
-    from tqdm.auto import tqdm
 
     total, clip = profile.corpus.music, profile.clip
     folder = paths.features(profile.name) / "music"
@@ -227,18 +243,12 @@ def load_music(profile: Profile, codec, workers: int | None = None, progress: bo
     shape = (total, codec.n_q, profile.num_tokens)
     tokens = np.lib.format.open_memmap(out, mode="r+" if done else "w+", dtype=np.int16, shape=shape)
     device = next(codec.parameters()).device
-    hide = None if progress else True
-    bar = tqdm(total=total, initial=done, desc="music", unit="clip", disable=hide)
-    render = partial(music_waveform, profile=profile)
-    with _workers(workers or cores(), total - done) as pool, bar, torch.inference_mode():
-        for start in range(done, total, CHUNK):
-            some = range(start, min(start + CHUNK, total))
-            waves = np.stack(list(pool.map(render, some, chunksize=8) if pool else map(render, some)))
+    with torch.inference_mode():
+        for some, waves in render_music(profile, done, workers, progress):
             wav = torch.from_numpy(waves[:, None, : clip.num_samples]).to(device)
             tokens[some.start : some.stop] = codec.encode(wav)[..., : profile.num_tokens].cpu().numpy()
             tokens.flush()
             _write_json(state, {"key": key, "done": some.stop, "total": total})
-            bar.update(len(some))
     return np.load(out, mmap_mode="r")
 
 

@@ -90,11 +90,18 @@ def rows(answers: dict[str, np.ndarray], profile: Profile, boot: dict) -> list[R
             got = float((said == g).mean()) if system == TRUTH else filters.recall(said == g, every, **boot)
             out.append(table1.row(system, DATASET, f"share of {g}", "none", got, profile))
         if system != TRUTH:
-            chance = float(sum((said == g).mean() * (true == g).mean() for g in GENRES))
-            got = filters.recall(said == true, every, **boot)
-            note = "chance: the same answers in random order"
-            out.append(table1.row(system, DATASET, "genre accuracy", "up", got, profile, note, chance))
+            out.append(accuracy(system, DATASET, said, true, "genre accuracy", profile, boot))
     return out
+
+
+def accuracy(
+    system: str, dataset: str, said: np.ndarray, true: np.ndarray, metric: str, profile: Profile, boot: dict
+) -> Row:
+    """How often the genres `said` [N] are right; chance: the same answers dealt out to the clips at random."""
+    chance = float(sum((said == g).mean() * (true == g).mean() for g in np.unique(true)))
+    got = filters.recall(said == true, np.ones(len(true), bool), **boot)
+    note = "chance: the same answers in random order"
+    return table1.row(system, dataset, metric, "up", got, profile, note, chance)
 
 
 def confusion(true: np.ndarray, said: np.ndarray) -> np.ndarray:

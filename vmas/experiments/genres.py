@@ -1,7 +1,7 @@
 """How far do the genres of the mini corpus overlap? What can tell them apart, from the music and from the picture.
 
 Every attribute of a clip comes from its genre or, with probability `corpus.genre_mix`, from a neighbouring one, so that
-no listener can be right about all clips. Three answers, on clips that none of them has seen:
+genres overlap. Three answers, on clips that none of them has seen:
 
     random forest   over the true attributes of the music, or of the picture, which no listener is told
     strong tagger   twice as wide and trained five times as long as the committed one, on originals alone, with the
@@ -12,8 +12,7 @@ Nothing else uses the strong tagger: a judge that had never heard the codec woul
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +20,8 @@ import numpy as np
 from vmas import checkpoint, paths, pipeline, records, versions
 from vmas.config import Profile, plain, sha256
 from vmas.errors import DataError
-from vmas.experiments import filters, table1
-from vmas.pools import cores, processes
+from vmas.experiments import fig5
+from vmas.pools import cores
 from vmas.records import Record, Row
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ SPLITS = {"val": "corpus, validation", "test": "corpus, test", "shifted": "corpu
 LONGER, WIDER = 5, 2  # of the strong tagger's training and width, against the committed one's
 TREES = 300
 STAGES = ("tagger", "genres")
-CHUNK = 256
 
 
 def key(profile: Profile, seed: int = 0) -> str:
@@ -50,6 +48,13 @@ def key(profile: Profile, seed: int = 0) -> str:
     about = {k: v for k, v in plain(profile).items() if k in ("clip", "corpus", "eval")}
     tagger = checkpoint.shas(paths.checkpoints(profile.name), "tagger")
     return sha256(TARGET, about, data_sha256(profile), tagger, seed, versions.of(*STAGES), LONGER, WIDER, TREES)
+
+
+def specs(profile: Profile, split: str, numbers: range) -> list["ClipSpec"]:
+    """The truth of some clips of a split."""
+    from vmas.corpus import sample_spec
+
+    return [sample_spec(split, i, profile.corpus, profile.clip.seconds) for i in numbers]
 
 
 def music_attributes(spec: "ClipSpec") -> list[float]:
@@ -67,7 +72,7 @@ def music_attributes(spec: "ClipSpec") -> list[float]:
         if pitch in places:
             drums[places[pitch]].append((start - spec.beats_s[0]) * spec.tempo_bpm / 60 if spec.beats_s else 0.0)
     pattern = []
-    for hits in drums:  # where in a beat a drum falls, and how often on each of two beats
+    for hits in drums:  # where in a beat a drum falls, and how often on each of four beats
         at = np.asarray(hits, float)
         pattern += (np.histogram(np.mod(at + 0.05, 1.0), bins=6, range=(0, 1))[0] / beats).tolist()
         pattern += (np.histogram(np.mod(np.round(at), 4), bins=4, range=(0, 4))[0] / beats).tolist()
@@ -101,25 +106,6 @@ def forest(
     return grown.predict(np.array([attributes(s) for s in held_out]))
 
 
-def further(profile: Profile, progress: bool = True) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Waveforms float32 [N,samples] of the corpus's music without pictures, rendered here, and their genres."""
-    from tqdm.auto import tqdm
-
-    from vmas.corpus import sample_spec
-    from vmas.features import music_waveform
-
-    total = profile.corpus.music
-    with (
-        processes(min(cores(), max(total, 1))) as pool,
-        tqdm(total=total, desc="music", unit="clip", disable=None if progress else True) as bar,
-    ):
-        for start in range(0, total, CHUNK):
-            some = range(start, min(start + CHUNK, total))
-            waves = np.stack(list(pool.map(partial(music_waveform, profile=profile), some, chunksize=8)))
-            yield waves, [sample_spec("music", i, profile.corpus, profile.clip.seconds).genre for i in some]
-            bar.update(len(some))
-
-
 def strong_tagger(profile: Profile, wavs: np.ndarray, genres: np.ndarray, seed: int = 0, progress: bool = True):
     """A tagger trained on `wavs` [N,samples] with `genres` int [N], and on the corpus's further music.
 
@@ -130,6 +116,7 @@ def strong_tagger(profile: Profile, wavs: np.ndarray, genres: np.ndarray, seed: 
     from vmas.corpus import GENRES
     from vmas.embedders import tagger_train
     from vmas.embedders.tagger import MiniTagger, TaggerConfig
+    from vmas.features import render_music
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -138,9 +125,9 @@ def strong_tagger(profile: Profile, wavs: np.ndarray, genres: np.ndarray, seed: 
         tagger = MiniTagger(TaggerConfig(*sizes, tuple(GENRES)))
         heard: list[Tensor] = [t.spectra(tagger, wavs, progress=progress)]
         labels = [torch.as_tensor(np.asarray(genres), dtype=torch.long)]
-        for waves, names in further(profile, progress) if profile.corpus.music else ():
+        for some, waves in render_music(profile, progress=progress):
             heard.append(t.spectra(tagger, waves))
-            labels.append(torch.tensor([GENRES.index(n) for n in names]))
+            labels.append(torch.tensor([GENRES.index(s.genre) for s in specs(profile, "music", some)]))
         clean, known = torch.cat(heard), torch.cat(labels)
         t.normalise(tagger, clean)
         g = torch.Generator().manual_seed(seed)
@@ -157,7 +144,7 @@ def compute(
     say: Callable[[str], None] = lambda _: None,
 ) -> Record:
     """The three answers on the clips held out, with intervals over clips. Raises DataError in profile paper."""
-    from vmas.corpus import GENRES, data_sha256, sample_spec
+    from vmas.corpus import GENRES, data_sha256
     from vmas.embedders.tagger import load_tagger
     from vmas.features import load_split
 
@@ -167,17 +154,14 @@ def compute(
     root = pipeline.parts(profile, seed, progress, say=say)
     named = np.array(GENRES)
 
-    def specs(split: str) -> list["ClipSpec"]:
-        n = getattr(profile.corpus, split)
-        return [sample_spec(split, i, profile.corpus, profile.clip.seconds) for i in range(n)]
-
     say("strong tagger: training")
     train = load_split(profile, "train", progress=progress)
     strong, heard = strong_tagger(profile, train.waveforms, train.genres, seed, progress)
     taggers = {STRONG: strong, COMMITTED: load_tagger(root / "tagger")}
-    drawn, table = specs("train"), []
+    drawn, table = specs(profile, "train", range(len(train))), []
     for split, dataset in SPLITS.items():
-        clips, found = specs(split), load_split(profile, split, progress=progress)
+        found = load_split(profile, split, progress=progress)
+        clips = specs(profile, split, range(len(found)))
         true, waves = named[found.genres], found.waveform(slice(0, len(found)))
         said = {name: named[tagger.logits(waves).argmax(1).numpy()] for name, tagger in taggers.items()}
         for name, attributes in ((MUSIC, music_attributes), (PICTURE, picture_attributes)):
@@ -196,10 +180,5 @@ def compute(
 
 def rows(said: dict[str, np.ndarray], true: np.ndarray, dataset: str, profile: Profile, seed: int = 0) -> list[Row]:
     """How often each of `said` (system → genres [N]) is right; chance: the same answers dealt out at random."""
-    out = []
-    for system in SYSTEMS:
-        got = filters.recall(said[system] == true, np.ones(len(true), bool), seed, profile.eval.bootstrap)
-        chance = float(sum((said[system] == g).mean() * (true == g).mean() for g in np.unique(true)))
-        note = "chance: the same answers in random order"
-        out.append(table1.row(system, dataset, METRIC, "up", got, profile, note, chance))
-    return out
+    boot = {"seed": seed, "n": profile.eval.bootstrap}
+    return [fig5.accuracy(system, dataset, said[system], true, METRIC, profile, boot) for system in SYSTEMS]
