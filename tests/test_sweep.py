@@ -215,6 +215,19 @@ def test_runs_that_began_otherwise_are_no_pair(smoke):
     assert assemble.differences(*both, smoke), "another encoder has a stage 1 of its own"
 
 
+def test_a_row_about_stage_1b_shares_stage_1a_alone(smoke):
+    def began(motion: str, music: str, updates: int | None = None) -> Record:
+        train = {"train": {"pretrain_steps": updates}} if updates else {}
+        extra = {"stage1": {"motion": motion, "music": music}, "condition": {"overrides": train}}
+        run = made(0, [0.3, 0.4])
+        return replace(run, extra={**run.extra, **extra})
+
+    short = began("x", "m")
+    assert assemble.differences([began("x", "n", 7200)], [short], smoke)
+    assert assemble.differences([began("y", "n", 7200)], [short], smoke) == []
+    assert assemble.differences([began("x", "n", 7200)], [began("x", "m", 7200)], smoke) == []
+
+
 def test_a_table_of_what_is_recorded(smoke):
     how = {"align": {"contrastive": False, "alpha": 0.1}, "decoder": {"time_bias_s": None}}
     conditions = [Condition("b", "B"), Condition("a", "A", how), Condition("later", "L", how)]

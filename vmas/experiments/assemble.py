@@ -125,13 +125,22 @@ def contrast(sides: Sequence[tuple[int, Sequence[Record]]], profile: Profile) ->
 
 
 def _began_alike(a: Record, b: Record) -> bool:
-    """Whether two runs of a seed share stage 1, as far as their encoders are the same.
+    """Whether two runs of a seed share stage 1, as far as their encoders and the length of stage 1b are the same.
 
     Records of seed 0 that were made before stage 1 was named have none: it was trained once for all of them, and lost.
     """
     x, y = (r.extra.get("stage1") or {} for r in (a, b))
-    same = [r.extra.get("condition", {}).get("overrides", {}).get("encoder") for r in (a, b)]
-    return x == y if same[0] == same[1] else bool(x) == bool(y)
+    one, other = (r.extra.get("condition", {}).get("overrides", {}) for r in (a, b))
+    if one.get("encoder") != other.get("encoder"):
+        return bool(x) == bool(y)
+    if _music_updates(one) != _music_updates(other):  # what they are compared for
+        x, y = ({k: v for k, v in found.items() if k != "music"} for found in (x, y))
+    return x == y
+
+
+def _music_updates(overrides: dict[str, Any]) -> int | None:
+    """The updates of stage 1b where a condition has others than the profile."""
+    return overrides.get("train", {}).get("pretrain_steps")
 
 
 def changes(condition: Condition) -> str:
