@@ -6,8 +6,8 @@ change of them also changes how much L_g weighs beside βL_c, and the two could 
 change two things, the place and the time: they were added after `placement` had shown where the video helps. Every row
 is compared with the baseline, a longer run with the row that it is a longer run of, and the contrast that can shape X_v
 with the baseline whose encoder is trained alike: these two rows were added when `trained` had learnt nothing of the
-picture, and before any run of theirs. `longer-music` asks what the quality of the music is short of; it shares no
-stage 1b with the row that it is compared with, which is what it changes.
+picture, and before any run of theirs. `longer-music` and `longer-both` ask what the quality of the music is short
+of; they share no stage 1b with the row that they are compared with, which is what they change.
 """
 
 from vmas.experiments.sweep import Condition
@@ -113,6 +113,14 @@ CONDITIONS: tuple[Condition, ...] = (
         {**BASELINE, "decoder": {"row_times": "frames"}, "train": {"pretrain_steps": 7200}},
         about="the decoder hears three times as much music before it sees a video; stage 2 is the same",
         against="row-times",
+    ),
+    Condition(
+        "longer-both",
+        "Autoregressive baseline, rows at their frames, both stages three times as long",
+        {**BASELINE, "decoder": {"row_times": "frames"}, "train": {"pretrain_steps": 7200}},
+        about="three times the updates of stage 1b and of stage 2",
+        against="row-times",
+        longer=3,
     ),
     Condition(
         "no-motion",
