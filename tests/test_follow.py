@@ -290,6 +290,11 @@ def test_values_of_a_perfect_follower(played):
     part = f"val: {t.SLOW}"
     assert r.row("VMAs, speed 1/2", part, f"{t.FOLLOWED}, onsets").value == pytest.approx(1, abs=0.35)
     assert r.row("Picture, speed 1/2", part, t.PEAKS).value < r.row("Picture, speed 1", part, t.PEAKS).value
+    # its own music, slowed, is heard to be slow; random clicks have no tempo that could be heard to change
+    itself, random = (x.row(f"{t.ITSELF}, speed 1/2", part, f"{t.FOLLOWED}, tempo") for x in (r, played[False]))
+    assert itself.value == pytest.approx(1, abs=0.05)
+    assert itself.note == t.HEARD
+    assert follow.answer(random.ci95) == "not seen"
     part = f"val: {t.STILL}"
     assert r.row(t.FROZEN, part, t.ONSETS).value <= 1
     assert r.row(t.OWN, f"val: {t.SWAP}", f"{t.NLL}, whole clip").value > 0

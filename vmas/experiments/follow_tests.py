@@ -43,6 +43,8 @@ MORE = "after more than before"
 RATE, TEMPO, FOLLOWED = "onsets per second", "tempo, BPM", "share of the slow-down followed"
 PEAKS = "motion peaks per second"
 STRETCHED = "The real music, slowed as much as the video."
+ITSELF = f"{OURS} slowed itself"  # the music for the video at speed 1, played as slowly as the other video
+HEARD = "The music for the video at its own speed, slowed as much: what the measure gives to this music if it follows."
 OVER, BY_FREEZING, ONSETS = "over chance", "lost by freezing", "Onsets per clip"
 
 
@@ -278,6 +280,7 @@ def slow(bench: Bench, own_music: np.ndarray, onsets: list[np.ndarray]) -> Found
         TEMPO: follow_stimuli.tempi(own_music, clip.sample_rate, pool),
     }
     true = follow_stimuli.tempi(bench.waves, clip.sample_rate, pool)
+    notes = {REAL: f"{STRETCHED} What the measure gives to one who follows wholly.", ITSELF: HEARD}
     rows, drawn = [], []
     for speed in (1.0, *SPEEDS):
         if speed == 1:
@@ -304,20 +307,22 @@ def slow(bench: Bench, own_music: np.ndarray, onsets: list[np.ndarray]) -> Found
         if speed == 1:
             rows += bench.row(SLOW, f"{REAL}, {at_speed(1.0)}", TEMPO, bench.mean(true))
             continue
-        ceiling = follow_stimuli.tempi(follow_stimuli.stretched(bench.waves, speed, clip.sample_rate),
-                                       clip.sample_rate, pool)  # fmt: skip
+        ceiling, itself = (
+            follow_stimuli.tempi(follow_stimuli.stretched(waves, speed, clip.sample_rate), clip.sample_rate, pool)
+            for waves in (bench.waves, own_music)
+        )
         rows += bench.row(SLOW, f"{REAL}, {at_speed(speed)}", TEMPO, bench.mean(ceiling), note=STRETCHED)
         for system, metric, slower, before in (
             (OURS, RATE, heard[RATE], normal[RATE]),
             (OURS, TEMPO, heard[TEMPO], normal[TEMPO]),
             (REAL, TEMPO, ceiling, true),
+            (ITSELF, TEMPO, itself, normal[TEMPO]),
         ):
             r = intervals.ratio(slower, before, n=b)
             value, lo, hi = ((1 - x) / (1 - speed) for x in (r.mean, r.hi, r.lo))
             share = MeanCI(value, lo, hi, r.n, r.left_out)
             name = f"{FOLLOWED}, {'onsets' if metric == RATE else 'tempo'}"
-            note = f"{STRETCHED} What the measure gives to one who follows wholly." if system == REAL else ""
-            rows += bench.row(SLOW, f"{system}, {at_speed(speed)}", name, share, "up", note=note)
+            rows += bench.row(SLOW, f"{system}, {at_speed(speed)}", name, share, "up", note=notes.get(system, ""))
     return Found(rows, {"rates": drawn})
 
 
