@@ -174,12 +174,31 @@ def test_tasks_give_finite_losses(batch):
     frames, codes = batch
     flow = torch.rand(2, p.clip.num_frames - 1)
     motion = MotionTask(model.encoder, *MotionTask.statistics(flow.numpy()), (8, 6))
-    music = MusicTask(model.decoder, p.encoder.out_dim, p.num_video_tokens, p.piece_tokens)
+    music = MusicTask(model.decoder, p.piece_tokens)
     everything = {"frames": frames, "flow": flow, "codes": codes, "weights": torch.ones(2, p.num_tokens)}
     everything["scene"] = torch.tensor([[7, 0], [2, 5]])
     for task in (motion, music, VMAsTask(model)):
         assert torch.isfinite(task(everything)["loss"])
         assert torch.isfinite(task(everything, torch.Generator().manual_seed(0))["loss"])
+
+
+def test_music_alone_is_heard_as_with_the_null_condition(batch):
+    """Loss and gradients in the same bits, those of the cross-attention zero and not missing: weight decay acts on it."""
+    p, model = tiny()
+    decoder, codes = model.decoder, batch[1]
+    null = torch.zeros(len(codes), p.num_video_tokens, p.encoder.out_dim), torch.zeros(len(codes), dtype=torch.bool)
+    decoder.zero_grad()
+    expected = losses.weighted_cross_entropy(decoder.codec_time_logits(codes, *null), codes)
+    expected.backward()
+    grads = {name: q.grad.clone() for name, q in decoder.named_parameters()}
+    decoder.zero_grad()
+    loss = MusicTask(decoder)({"codes": codes})["loss"]
+    loss.backward()
+    assert torch.equal(loss, expected)
+    for name, q in decoder.named_parameters():
+        assert torch.equal(q.grad, grads[name]), name
+    idle = {id(q) for q in decoder.conditioning()}
+    assert all((id(q) in idle) == (not q.grad.any()) for q in decoder.parameters())
 
 
 def test_scene_labels_are_named_by_every_token(batch):

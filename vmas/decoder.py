@@ -99,10 +99,14 @@ class Block(nn.Module):
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(F.gelu(self.linear1(x))))
 
-    def forward(self, x: Tensor, cond: Tensor, bias: Tensor | None) -> Tensor:
-        """x [B,S,D], cond [B,T_v,D] (projected, zeroed where unconditioned), bias [S,T_v] or None → [B,S,D]."""
+    def forward(self, x: Tensor, cond: Tensor | None, bias: Tensor | None) -> Tensor:
+        """x [B,S,D], cond [B,T_v,D] (projected, zeroed where unconditioned), bias [S,T_v] or None → [B,S,D].
+
+        None for `cond` where no clip has a condition: what a zeroed one adds is not worked out.
+        """
         x = x + self.dropout(self.self_attention(self.norm1(x)))
-        x = x + self.dropout(self.cross_attention(self.norm_cross(x), *self.cross_kv(cond), bias))
+        if cond is not None:
+            x = x + self.dropout(self.cross_attention(self.norm_cross(x), *self.cross_kv(cond), bias))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
@@ -180,6 +184,10 @@ class MusicDecoder(nn.Module):
         """The transformer's blocks, first to last."""
         return cast(list[Block], list(self.layers))
 
+    def conditioning(self) -> list[nn.Parameter]:
+        """The parameters that only a condition reaches: its projection and the cross-attention."""
+        return [p for name, p in self.named_parameters() if name.startswith("cond_proj.") or "cross" in name]
+
     @property
     def special(self) -> int:
         """Token that fills positions without a code."""
@@ -227,21 +235,27 @@ class MusicDecoder(nn.Module):
         x = self.hidden(seq, X_v, cond_mask)
         return torch.stack([linear(x) for linear in self.linears], 1)
 
-    def hidden(self, seq: Tensor, X_v: Tensor, cond_mask: Tensor | None = None, starts: Sequence[int] = (0,)) -> Tensor:
+    def hidden(
+        self, seq: Tensor, X_v: Tensor | None, cond_mask: Tensor | None = None, starts: Sequence[int] = (0,)
+    ) -> Tensor:
         """Output of the last block after the final norm [B,S,dim], which the heads read; arguments as `forward`.
+
+        None for X_v is the null condition for every clip, in the same bits and without the cross-attention.
 
         With n `starts`, seq is [n·B,K,S]: n pieces of every clip, piece i beginning at token starts[i] of the
         video's time line and at position 0 of its own (a piece is heard as a clip that begins there).
         """
         n, S = len(starts), seq.shape[-1]
         self._check_seq(seq, X_v, n)
-        cond = self.project_condition(X_v, cond_mask).repeat(n, 1, 1)
         x = self.embed(seq)
-        bias = [self.time_bias(t0, S, X_v.shape[1], x.device) for t0 in starts]
-        known = [b.to(x.dtype) for b in bias if b is not None]
-        mask = known[0] if known else None
-        if len(known) > 1:  # one a piece, for every clip of it: [n·B,1,S,T_v]
-            mask = torch.stack(known).repeat_interleave(len(X_v), 0)[:, None]
+        cond = mask = None
+        if X_v is not None:
+            cond = self.project_condition(X_v, cond_mask).repeat(n, 1, 1)
+            bias = [self.time_bias(t0, S, X_v.shape[1], x.device) for t0 in starts]
+            known = [b.to(x.dtype) for b in bias if b is not None]
+            mask = known[0] if known else None
+            if len(known) > 1:  # one a piece, for every clip of it: [n·B,1,S,T_v]
+                mask = torch.stack(known).repeat_interleave(len(X_v), 0)[:, None]
         for block in self.blocks:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = recompute(block, x, cond, mask, use_reentrant=False)
@@ -250,7 +264,7 @@ class MusicDecoder(nn.Module):
         return self.out_norm(x)
 
     def codec_time_logits(
-        self, codes: Tensor, X_v: Tensor, cond_mask: Tensor | None = None, pieces: int = 1, start: int = 0
+        self, codes: Tensor, X_v: Tensor | None, cond_mask: Tensor | None = None, pieces: int = 1, start: int = 0
     ) -> Tensor:
         """Teacher-forced logits of codes int64 [B,K,T] in the codec's own time: [B,K,T,card].
 
@@ -273,12 +287,12 @@ class MusicDecoder(nn.Module):
             return logits
         return logits.unflatten(0, (pieces, b)).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
-    def _check_seq(self, seq: Tensor, X_v: Tensor, pieces: int = 1) -> None:
+    def _check_seq(self, seq: Tensor, X_v: Tensor | None, pieces: int = 1) -> None:
         if seq.ndim != 3 or seq.shape[1] != self.n_q or seq.shape[-1] == 0:
             raise DataError(f"tokens must have shape [B,{self.n_q},S] with S > 0, got {list(seq.shape)}")
         if seq.is_floating_point():
             raise DataError(f"tokens must be integers, got {seq.dtype}")
-        if len(seq) != len(X_v) * pieces:
+        if X_v is not None and len(seq) != len(X_v) * pieces:
             raise DataError(f"{len(seq)} token sequences but {len(X_v)} clips in X_v")
 
     @torch.no_grad()

@@ -135,7 +135,7 @@ def pretrain_decoder(session: Session, data: Data, codec_sha256: str) -> tuple[n
     if not cfg.pretrain_steps:
         return decoder, {}
     session.say("stage 1b: the decoder learns music without video (stands for MusicGen's weights)")
-    task = MusicTask(decoder, p.encoder.out_dim, p.num_video_tokens, p.piece_tokens)
+    task = MusicTask(decoder, p.piece_tokens)
     stage = Stage(
         "music", cfg.pretrain_steps, cfg.batch_size, cfg.pretrain_lr, min(cfg.warmup_steps, cfg.pretrain_steps // 4)
     )
