@@ -183,7 +183,7 @@ def test_tasks_give_finite_losses(batch):
 
 
 def test_music_alone_is_heard_as_with_the_null_condition(batch):
-    """Loss and gradients in the same bits, those of the cross-attention zero and not missing: weight decay acts on it."""
+    """Loss and gradients in the same bits; those of the cross-attention are zero and not missing: they decay, too."""
     p, model = tiny()
     decoder, codes = model.decoder, batch[1]
     null = torch.zeros(len(codes), p.num_video_tokens, p.encoder.out_dim), torch.zeros(len(codes), dtype=torch.bool)
