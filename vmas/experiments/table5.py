@@ -6,8 +6,8 @@ change of them also changes how much L_g weighs beside βL_c, and the two could 
 change two things, the place and the time: they were added after `placement` had shown where the video helps. Every row
 is compared with the baseline, a longer run with the row that it is a longer run of, and the contrast that can shape X_v
 with the baseline whose encoder is trained alike: these two rows were added when `trained` had learnt nothing of the
-picture, and before any run of theirs. `longer-music` and `longer-both` ask what the quality of the music is short
-of; they share no stage 1b with the row that they are compared with, which is what they change. The other `longer-` rows ask
+picture, and before any run of theirs. `longer-music` and `longer-both` ask what the quality of the music is short of;
+they share no stage 1b with the row that they are compared with, which is what they change. The other `longer-` rows ask
 whether the terms of the objective do to that decoder what they do to the other.
 """
 
