@@ -6,10 +6,10 @@ change of them also changes how much L_g weighs beside βL_c, and the two could 
 change two things, the place and the time: they were added after `placement` had shown where the video helps. Every row
 is compared with the baseline, a longer run with the row that it is a longer run of, and the contrast that can shape X_v
 with the baseline whose encoder is trained alike: these two rows were added when `trained` had learnt nothing of the
-picture, and before any run of theirs. `longer-music` and `longer-both` ask what the quality of the music is short of;
-they share no stage 1b with the row that they are compared with, which is what they change. `longer-slow` was added when
-`longer-music` was seen to be no better, and before its own run. The other `longer-` rows ask whether the terms of the
-objective do to that decoder what they do to the other.
+picture, and before any run of theirs. `longer-music` asks what the quality of the music is short of; it shares no stage
+1b with the row that it is compared with, which is what it changes. `longer-slow` was added when `longer-music` was seen
+to be no better, and before its own run. The other `longer-` rows ask whether the terms of the objective do to that
+decoder what they do to the other.
 """
 
 from vmas.experiments.sweep import Condition
@@ -118,18 +118,10 @@ CONDITIONS: tuple[Condition, ...] = (
         against="row-times",
     ),
     Condition(
-        "longer-both",
-        "Autoregressive baseline, rows at their frames, both stages three times as long",
-        {**BASELINE, **LONGER},
-        about="three times the updates of stage 1b and of stage 2",
-        against="row-times",
-        longer=3,
-    ),
-    Condition(
         "longer-slow",
         "Autoregressive baseline, rows at their frames, stage 1b three times as long, stage 2 at a third of its rate",
         {**BASELINE, **LONGER, "train": {**LONGER["train"], "lr": 0.001}},
-        about="from the decoder of `longer-music`, which stage 2 at its whole rate makes worse from the first updates on",
+        about="from the decoder of `longer-music`, which the whole rate makes worse from the first updates on",
         against="longer-music",
     ),
     Condition(
