@@ -9,7 +9,7 @@ from dataset_files import checkpoints, tiny_world
 from vmas import checkpoint, config, corpus, paths, records
 from vmas.corpus import sample_spec
 from vmas.errors import UsageError
-from vmas.experiments import cleaning_data, corpora, corpora_data, registry, runner, sweep, table5
+from vmas.experiments import cleaning_data, corpora, corpora_data, more_data, registry, runner, sweep, table5
 from vmas.records import Record, Row
 from vmas.report import sweeps
 from vmas.training.data import ROWS
@@ -192,7 +192,8 @@ def test_weights_are_compared_within_their_corpus_and_then_between_corpora(world
 
 
 def test_other_training_clips_have_one_name_each():
-    assert not set(corpora_data.SETS) & set(cleaning_data.SETS)
+    sources = (corpora_data, cleaning_data, more_data)
+    assert sum(len(m.SETS) for m in sources) == len(set().union(*(m.SETS for m in sources)))
     with pytest.raises(UsageError, match="did you mean clean"):
         sweep._sets("claen")
 

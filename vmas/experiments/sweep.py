@@ -34,10 +34,11 @@ class Condition:
     """What a row of a table changes in the profile: `overrides` as `config.load` takes them.
 
     `paper` is the row of the paper that it stands for, "" for a variant of ours; `share` the share of the
-    training clips that it sees; `data` a set of `vmas.experiments.cleaning_data` or a corpus of `corpora_data` in
-    place of the corpus's own clips; `published` says that the weights of its seed `PUBLISHED` go with the repository.
-    `run` names the run of another sweep that it is ("table5-contrastive"), `against` the row that it is compared with
-    where that is not the sweep's reference; stage 2 has `longer` times the profile's updates.
+    training clips that it sees; `data` a set of `vmas.experiments.cleaning_data`, a corpus of `corpora_data` or the
+    further clips of `more_data` in place of the corpus's own clips; `published` says that the weights of its seed
+    `PUBLISHED` go with the repository. `run` names the run of another sweep that it is ("table5-contrastive"),
+    `against` the row that it is compared with where that is not the sweep's reference; stage 2 has `longer` times the
+    profile's updates.
     """
 
     name: str
@@ -214,9 +215,9 @@ def _data(run: Run, progress: bool, say: Callable[[str], None]) -> tuple[Any, di
 
 def _sets(name: str) -> Any:
     """The module that knows the training clips called `name`: `key`, `load` and `composition`."""
-    from vmas.experiments import cleaning_data, corpora_data
+    from vmas.experiments import cleaning_data, corpora_data, more_data
 
-    known = {**dict.fromkeys(corpora_data.SETS, corpora_data), **dict.fromkeys(cleaning_data.SETS, cleaning_data)}
+    known = {name: module for module in (corpora_data, cleaning_data, more_data) for name in module.SETS}
     if name not in known:
         raise UsageError(f"no training clips are called {name!r}: {nearest(name, known)}")
     return known[name]

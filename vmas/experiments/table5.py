@@ -7,9 +7,9 @@ change two things, the place and the time: they were added after `placement` had
 is compared with the baseline, a longer run with the row that it is a longer run of, and the contrast that can shape X_v
 with the baseline whose encoder is trained alike: these two rows were added when `trained` had learnt nothing of the
 picture, and before any run of theirs. `longer-music` asks what the quality of the music is short of; it shares no stage
-1b with the row that it is compared with, which is what it changes. `longer-slow` was added when `longer-music` was seen
-to be no better, and before its own run. The other `longer-` rows ask whether the terms of the objective do to that
-decoder what they do to the other.
+1b with the row that it is compared with, which is what it changes. `longer-slow` and `longer-twice` were added when
+`longer-music` was seen to be no better, and before their own runs. The other `longer-` rows ask whether the terms of
+the objective do to that decoder what they do to the other.
 """
 
 from vmas.experiments.sweep import Condition
@@ -122,6 +122,14 @@ CONDITIONS: tuple[Condition, ...] = (
         "Autoregressive baseline, rows at their frames, stage 1b three times as long, stage 2 at a third of its rate",
         {**BASELINE, **LONGER, "train": {**LONGER["train"], "lr": 0.001}},
         about="from the decoder of `longer-music`, which the whole rate makes worse from the first updates on",
+        against="longer-music",
+    ),
+    Condition(
+        "longer-twice",
+        "Autoregressive baseline, rows at their frames, stage 1b three times as long, twice the clips",
+        {**BASELINE, **LONGER},
+        about="from the decoder of `longer-music`; stage 2 has 2,400 further videos of the same generator",
+        data="twice",
         against="longer-music",
     ),
     Condition(
