@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vmas import config, paths, records
+from vmas.codec import load_codec, onset_f
 from vmas.corpus import GENRES
 from vmas.corpus.sound import render_audio
 from vmas.corpus.spec import sample_spec
@@ -62,6 +63,31 @@ def test_one_genre_replaces_the_share_it_says(music):
     first = [w.tobytes() for w in x[genres == genres.min()]]
     assert N / 2 - 2 * len(first) <= len(changed) <= N / 2
     assert all(got[i].tobytes() in first for i in changed)
+
+
+def test_few_bits_a_second_take_more_than_many_and_nothing_is_moved_in_time(music):
+    x = music[0][:3]
+    many, few = (damage.aac(x, level, RATE) for level in (128.0, 32.0))
+    assert many.shape == few.shape == x.shape
+    gone = [damage.rms(y - x) / damage.rms(x) for y in (many, few)]
+    assert (gone[0] < gone[1]).all()
+    assert (gone[0] < 0.1).all(), "the coder's delay is made up for"
+
+
+def test_onsets_are_found_again_or_not(music):
+    x = music[0][:6]
+    own = damage.onset_times(x, MINI)
+    same = damage.onset_row("a", own, own, MINI)
+    assert (same.value, same.ci95, same.n, same.direction) == (1.0, (1.0, 1.0), 6, "up")
+    assert same.metric == damage.ONSET_F
+    moved = [t + 0.06 for t in own]
+    assert damage.onset_row("a", own, moved, MINI).value < 0.7
+    codec = load_codec(paths.checkpoints("mini") / "codec")
+    back = codec.decode(codec.encode(torch.from_numpy(x)[:, None]))[:, 0, : x.shape[1]].numpy()
+    got = damage.onset_row("a", own, damage.onset_times(back, MINI), MINI)
+    assert got.value == pytest.approx(
+        np.mean([onset_f(a, b, RATE, MINI.codec.hop) for a, b in zip(x, back, strict=True)])
+    )
 
 
 def test_damage_is_deterministic_and_needs_company(music):

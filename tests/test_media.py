@@ -468,3 +468,22 @@ def test_real_videos(tmp_path, name, seconds, size):
     path = media.mux(SHARED / name, click(9.0, 0.5), RATE, tmp_path / name)
     assert video_bytes(path) == video_bytes(SHARED / name)
     assert media.read_audio(path).shape[1] == round(seconds * RATE)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_sound_through_aac_stays_in_time(channels):
+    rate = 32000
+    t = np.arange(rate) / rate
+    x = np.stack([0.4 * np.sin(2 * np.pi * f * t) * (t > 0.5) for f in (440.0, 660.0)[:channels]]).astype(np.float32)
+    y = media.through_aac(x, rate, 128000)
+    assert y.shape == x.shape
+    assert y.dtype == np.float32
+    assert np.abs(y - x).mean() < 0.01
+    assert np.abs(y[:, : rate // 2 - 2048]).max() < 0.01, "silent until the tone begins"
+
+
+def test_sound_that_cannot_be_coded_is_refused():
+    with pytest.raises(ValueError, match="one or two channels"):
+        media.through_aac(np.zeros((3, 100), np.float32), 32000, 64000)
+    with pytest.raises(MediaError, match="NaN or infinite"):
+        media.through_aac(np.full((1, 100), np.nan, np.float32), 32000, 64000)

@@ -372,6 +372,11 @@ def onset_f(reference, estimate, sample_rate: int, hop: int, tolerance_s: float 
     from vmas.beats import audio_onsets
 
     a, b = (audio_onsets(w, sample_rate, hop) * hop / sample_rate for w in (reference, estimate))
+    return f_measure(a, b, tolerance_s)
+
+
+def f_measure(a, b, tolerance_s: float = 0.05) -> float:
+    """F measure of times `b` against times `a` (seconds, both rising), one to one; NaN when both are empty."""
     hits, i, j = 0, 0, 0
     while i < len(a) and j < len(b):  # both ascend: taking the earliest pair each time is the largest matching
         if abs(a[i] - b[j]) <= tolerance_s + 1e-9:

@@ -16,7 +16,7 @@ STAGES: dict[str, int] = {
     "filters": 1,
     "follow": 3,
     "fig2": 2,
-    "damage": 1,
+    "damage": 2,
     "placement": 2,
     "genres": 1,
 }

@@ -8,8 +8,8 @@ is compared with the baseline, a longer run with the row that it is a longer run
 with the baseline whose encoder is trained alike: these two rows were added when `trained` had learnt nothing of the
 picture, and before any run of theirs. `longer-music` asks what the quality of the music is short of; it shares no stage
 1b with the row that it is compared with, which is what it changes. `longer-slow` and `longer-twice` were added when
-`longer-music` was seen to be no better, and before their own runs. The other `longer-` rows ask whether the terms of
-the objective do to that decoder what they do to the other.
+`longer-music` was seen to be no better, and before their own runs. `longer-contrastive` asks whether the contrast does
+to that decoder what it does to the other.
 """
 
 from vmas.experiments.sweep import Condition
@@ -136,13 +136,6 @@ CONDITIONS: tuple[Condition, ...] = (
         "longer-contrastive",
         "+ contrastive, rows at their frames, stage 1b three times as long",
         {**CONTRASTIVE, **LONGER},
-        about="from the decoder of `longer-music`",
-        against="longer-music",
-    ),
-    Condition(
-        "longer-shipped",
-        "+ beat weighting as in Table 3, rows at their frames, stage 1b three times as long",
-        LONGER,
         about="from the decoder of `longer-music`",
         against="longer-music",
     ),

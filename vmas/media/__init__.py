@@ -6,6 +6,7 @@ stream; what a call would return is bounded by `MAX_BYTES`, so a long or large f
 one line (MediaError) instead of filling the memory.
 """
 
+from vmas.media.lossy import through_aac
 from vmas.media.read import MAX_BYTES, MAX_PIXELS, MediaInfo, iter_frames, probe, read_audio, read_frames
 from vmas.media.write import CONTAINERS, aside, mux, video_seconds, write_clip
 
@@ -20,6 +21,7 @@ __all__ = [
     "probe",
     "read_audio",
     "read_frames",
+    "through_aac",
     "video_seconds",
     "write_clip",
 ]

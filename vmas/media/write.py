@@ -75,7 +75,8 @@ def _even(frames: np.ndarray) -> np.ndarray:
     return np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge") if h % 2 or w % 2 else frames
 
 
-def _check_audio(audio, path) -> np.ndarray:
+def check_audio(audio, path) -> np.ndarray:
+    """`audio` as float32 [C,N], C 1 or 2. Raises ValueError for another shape, MediaError for NaN or infinity."""
     audio = np.asarray(audio, dtype=np.float32)
     if audio.ndim != 2 or audio.shape[0] not in (1, 2):
         raise ValueError(f"audio must be [C,N] with one or two channels, got {audio.shape}")
@@ -84,15 +85,16 @@ def _check_audio(audio, path) -> np.ndarray:
     return audio
 
 
-def _add_audio(out, codec: str, sample_rate: int, channels: int):
+def add_audio(out, codec: str, sample_rate: int, channels: int, bit_rate: int = AUDIO_BIT_RATE):
+    """A stream of `out` for sound, one thread, the same bytes every time."""
     stream = out.add_stream(codec, rate=sample_rate, layout="mono" if channels == 1 else "stereo")
-    stream.bit_rate = AUDIO_BIT_RATE
+    stream.bit_rate = bit_rate
     stream.codec_context.thread_count = 1
     stream.codec_context.flags |= av.codec.context.Flags.bitexact
     return stream
 
 
-def _audio_packets(stream, audio: np.ndarray, sample_rate: int):
+def audio_packets(stream, audio: np.ndarray, sample_rate: int):
     """Encoded packets of float32 [C,N], from time 0."""
     layout = "mono" if audio.shape[0] == 1 else "stereo"
     step = stream.codec_context.frame_size or AAC_FRAME
@@ -125,7 +127,7 @@ def write_clip(
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be uint8 [T,H,W,3] with T ≥ 1, got {frames.dtype} {frames.shape}")
     frames = np.ascontiguousarray(_even(frames))
-    audio = None if audio is None else _check_audio(audio, path)
+    audio = None if audio is None else check_audio(audio, path)
     rate = _fraction(fps)
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
     with aside(path) as temporary, av.open(str(temporary), "w", options=options) as out:
@@ -134,14 +136,14 @@ def write_clip(
         video.pix_fmt = "yuv420p"
         video.codec_context.thread_count = 1
         video.codec_context.flags |= av.codec.context.Flags.bitexact
-        sound = None if audio is None else _add_audio(out, "aac", sample_rate, audio.shape[0])
+        sound = None if audio is None else add_audio(out, "aac", sample_rate, audio.shape[0])
         for i, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = i, 1 / rate
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
         if sound is not None and audio is not None:
-            for packet in _audio_packets(sound, audio, sample_rate):
+            for packet in audio_packets(sound, audio, sample_rate):
                 out.mux(packet)
     return Path(path)
 
@@ -251,7 +253,7 @@ def mux(
     """
     out_path = Path(out_path)
     suffix = out_path.suffix.lower()
-    audio = _check_audio(audio, out_path)
+    audio = check_audio(audio, out_path)
     if suffix not in CONTAINERS:
         raise MediaError(out_path, "unknown kind of video file", f"end the name in {', '.join(CONTAINERS)}")
     if out_path.exists() and os.path.samefile(video_path, out_path):
@@ -275,14 +277,14 @@ def mux(
             if codec not in out.supported_codecs:
                 raise refused
             pictures = out.add_stream_from_template(video)
-            sound = _add_audio(out, "libopus" if suffix == ".webm" else "aac", sample_rate, audio.shape[0])
+            sound = add_audio(out, "libopus" if suffix == ".webm" else "aac", sample_rate, audio.shape[0])
             if comment:
                 out.metadata["comment"] = comment
             try:
                 out.start_encoding()
             except (av.error.ArgumentError, av.error.InvalidDataError) as e:
                 raise refused from e
-            coming = _audio_packets(sound, audio, sample_rate)
+            coming = audio_packets(sound, audio, sample_rate)
             waiting = next(coming, None)
             for i, packet in enumerate(_packets(source, video, video_path)):
                 if i == span.packets:
