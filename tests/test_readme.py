@@ -277,10 +277,10 @@ def longer_rows(record: Record) -> list[str]:
     told = {n: one_training(record, n) for n in ("longer-music", "longer-slow", "longer-twice")}
     return [
         f"cross-entropy on validation clips {first} after {after} updates of stage 2, {last} at its end",
-        f"its music for videos is not seen to be ({told['longer-music']})",
+        f"the music that it makes for videos changes by {told['longer-music']}",
         f"at a third of its rate (`longer-slow`) it ends at {slow:.2f} ({told['longer-slow']})",
         f"with twice the videos (`longer-twice`): {told['longer-twice']}",
-        f"the contrast changes {one_training(record, 'longer-contrastive')}",
+        f"on that decoder the contrast changes {one_training(record, 'longer-contrastive')}",
     ]
 
 
