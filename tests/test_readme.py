@@ -362,6 +362,9 @@ def test_following(told):
     t = follow_tests
     ceiling = found[0].row(f"{t.REAL}, {t.at_speed(0.5)}", f"test: {t.SLOW}", f"{t.FOLLOWED}, tempo").value
     assert f"real music slowed as much gives {share(round(ceiling, 2)).rstrip('0')}" in told
+    (row,) = [r.row(f"{t.ITSELF}, {t.at_speed(0.5)}", f"test: {t.SLOW}", f"{t.FOLLOWED}, tempo") for r in found[:1]]
+    heard = [share(round(x, 2)).rstrip("0") for x in (row.value, *row.ci95)]
+    assert f"the committed model's own music, slowed as much, {heard[0]} [{heard[1]}, {heard[2]}]" in told
 
 
 def test_cleaning(told, swept):
