@@ -113,7 +113,8 @@ def quality(record: Record) -> "Figure":
             ax.title.set_fontsize(8)
         axes[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         sns.despine(fig=fig)
-    seeds = max((r.seeds or 0) for r in rows)
+    fewest, most = min((r.seeds or 0) for r in rows), max((r.seeds or 0) for r in rows)
+    seeds = f"{fewest} to {most}" if fewest != most else f"{most}"
     fig.suptitle(
         f"{record.title} ({rows[0].status}, {dataset}, training seeds: {seeds})\n"
         "bars: 95% intervals    grey: chance    open: variants",
