@@ -61,9 +61,13 @@ def features(
     profile: Profile, name: str, codec: Any = None, workers: int | None = None, progress: bool = True
 ) -> SplitFeatures:
     """The training clips of a corpus, made where they are missing; with a codec also their tokens."""
+    return made(profile_of(profile, name), codec, workers, progress)
+
+
+def made(other: Profile, codec: Any = None, workers: int | None = None, progress: bool = True) -> SplitFeatures:
+    """The training clips of a profile with a name of its own, made where they are missing."""
     from filelock import FileLock
 
-    other = profile_of(profile, name)
     lock = paths.cache() / "locks" / f"{other.name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # runs of a sweep side by side: the first makes them

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vmas import corpus, paths
+from vmas import corpus
 from vmas.config import Profile, sha256
 from vmas.errors import UsageError, nearest
-from vmas.features import FEATURES_VERSION, SplitFeatures, load_split
+from vmas.experiments import corpora_data
+from vmas.features import FEATURES_VERSION, SplitFeatures
 from vmas.training.data import ClipDataset, Source
 from vmas.training.sources import Beside, CorpusData, Data
 from vmas.training.tasks import vmas_data
@@ -55,16 +56,7 @@ def features(
     profile: Profile, name: str, codec: Any = None, workers: int | None = None, progress: bool = True
 ) -> list[SplitFeatures]:
     """The further clips, portion by portion, made where they are missing; with a codec also their tokens."""
-    from filelock import FileLock
-
-    out = []
-    for other in profiles(profile, name):
-        lock = paths.cache() / "locks" / f"{other.name}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):  # runs of a sweep side by side: the first makes them
-            corpus.make(paths.corpus(other.name), other, (SPLIT,), workers, progress=progress)
-            out.append(load_split(other, SPLIT, codec, progress))
-    return out
+    return [corpora_data.made(other, codec, workers, progress) for other in profiles(profile, name)]
 
 
 def composition(

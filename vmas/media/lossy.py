@@ -21,8 +21,6 @@ def through_aac(audio, sample_rate: int, bit_rate: int) -> np.ndarray:
         for packet in audio_packets(stream, x, sample_rate):
             out.mux(packet)
     file.seek(0)
-    with av.open(
-        file, "r"
-    ) as coded:  # the samples before time 0 that a coder begins with are left out by the container
+    with av.open(file, "r") as coded:  # what a coder puts before time 0 is left out by the container
         y = np.concatenate([frame.to_ndarray() for frame in coded.decode(audio=0)], axis=1)
     return np.pad(y, ((0, 0), (0, max(0, x.shape[1] - y.shape[1]))))[:, : x.shape[1]].astype(np.float32)
