@@ -19,6 +19,7 @@ STAGES: dict[str, int] = {
     "damage": 2,
     "placement": 2,
     "genres": 1,
+    "ideal": 1,
 }
 
 

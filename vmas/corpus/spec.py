@@ -15,6 +15,7 @@ from vmas.corpus.genres import (
     SHIFTED_PROGRAM,
     SHIFTED_TEXTURE,
     TABLE,
+    Genre,
 )
 from vmas.errors import UsageError, nearest
 
@@ -23,6 +24,10 @@ DRAWS = (*SPLITS, "music")  # "music": further clips of which only the music is 
 KEYS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 ATTRIBUTES = ("tempo", "lead", "chords", "bass", "drums", "harmony", "palette", "texture")
+# How far a clip's three colours (HSV) are spread around its genre's, and where they are cut off.
+HUE_SD, SATURATION_SD, VALUE_SD = 0.03, 0.12, 0.06
+SATURATIONS, VALUES = (0.1, 1.0), (0.12, 1.0)
+VALUE_STEPS = (0.55, 1.0, 1.25)  # from the darkest colour to the brightest, of the genre's value
 LEAD_S = 0.010  # the picture's pulse is centred this long before its beat
 DRUMS = {"kick": 36, "snare": 38, "hat": 42}
 
@@ -153,14 +158,10 @@ def _flags(cfg: CorpusConfig, split: str, index: int) -> np.ndarray:
 def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec:
     rng = _rng(cfg, split, index, 0)
     genre = GENRES[int(rng.integers(len(GENRES)))]
-    # Each attribute comes from the genre itself or, with probability genre_mix, from a neighbour.
-    source = {}
-    for attribute in ATTRIBUTES:
-        neighbour = NEIGHBOURS[genre][int(rng.integers(len(NEIGHBOURS[genre])))]
-        source[attribute] = TABLE[neighbour if rng.random() < cfg.genre_mix else genre]
+    source = _sources(rng, genre, cfg)
     tempo = float(np.round(rng.uniform(*source["tempo"].tempo), 1))
     swing = source["drums"].swing
-    programs = [int(rng.choice(p)) for p in (source["lead"].lead, source["chords"].chords, source["bass"].bass)]
+    programs = _programs(rng, source)
     texture, figure = source["texture"].texture, source["texture"].figure
     if split == "shifted":
         programs = [SHIFTED_PROGRAM[p] for p in programs]
@@ -169,7 +170,7 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
     phase = float(rng.uniform(0.0, beat))
     beats = np.arange(phase, seconds - 0.05, beat)
     key, mode = int(rng.integers(12)), source["harmony"].mode
-    notes, chords, onsets = _score(rng, source, cfg, beats, beat, phase, swing, seconds, key, mode)
+    notes, chords, onsets = _score(rng, source, cfg, beats, beat, swing, seconds, key, mode)
     vocal = bool(_rng(cfg, split, index, 3).random() < cfg.vocal_share)
     if vocal:
         notes += _voice(_rng(cfg, split, index, 4), beats, beat, key, mode)
@@ -185,11 +186,7 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
     palette = _palette(view, source["palette"])
     if split == "shifted":
         palette = tuple(_shifted_colour(*colour) for colour in palette)
-    described = ", ".join(dict.fromkeys(PROGRAM_NAMES[p] for p in programs))
-    pace = "slow" if tempo < 90 else "mid-tempo" if tempo < 120 else "fast"
-    caption = (
-        f"A {source['harmony'].mood} {genre} piece, {pace} ({tempo:.0f} BPM), {KEYS[key]} {mode}, with {described}"
-    )
+    caption = _caption(genre, source["harmony"].mood, tempo, KEYS[key], mode, programs)
     return ClipSpec(
         id=clip_id(split, index),
         split=split,
@@ -228,6 +225,50 @@ def _draw(split: str, index: int, cfg: CorpusConfig, seconds: float) -> ClipSpec
     )
 
 
+def music_again(spec: ClipSpec, genre: str, cfg: CorpusConfig, rng: np.random.Generator) -> ClipSpec:
+    """`spec` with another piece of `genre` at the beats and in the tempo of its own; the picture stays.
+
+    All else is drawn as for any clip of that genre, of which it thus has what the corpus knows of it given the tempo.
+    It has no voice and is in the training style. Raises KeyError for an unknown genre.
+    """
+    source = _sources(rng, genre, cfg)
+    programs, key, mode = _programs(rng, source), int(rng.integers(12)), source["harmony"].mode
+    beats, beat, swing = np.array(spec.beats_s), 60.0 / spec.tempo_bpm, source["drums"].swing
+    notes, chords, onsets = _score(rng, source, cfg, beats, beat, swing, spec.seconds, key, mode)
+    return dataclasses.replace(
+        spec,
+        genre=genre,
+        key=KEYS[key],
+        mode=mode,
+        chords=chords,
+        onsets_s=onsets,
+        programs=(programs[0], programs[1], programs[2]),
+        kit=0,
+        notes=tuple(sorted(notes, key=lambda n: (n[2], n[0], n[1]))),
+        vocal=False,
+        caption=_caption(genre, source["harmony"].mood, spec.tempo_bpm, KEYS[key], mode, programs) + ".",
+    )
+
+
+def _sources(rng: np.random.Generator, genre: str, cfg: CorpusConfig) -> dict[str, Genre]:
+    """Where each attribute comes from: the genre itself or, with probability genre_mix, a neighbour."""
+    source = {}
+    for attribute in ATTRIBUTES:
+        neighbour = NEIGHBOURS[genre][int(rng.integers(len(NEIGHBOURS[genre])))]
+        source[attribute] = TABLE[neighbour if rng.random() < cfg.genre_mix else genre]
+    return source
+
+
+def _programs(rng: np.random.Generator, source: dict[str, Genre]) -> list[int]:
+    return [int(rng.choice(p)) for p in (source["lead"].lead, source["chords"].chords, source["bass"].bass)]
+
+
+def _caption(genre: str, mood: str, tempo: float, key: str, mode: str, programs: list[int]) -> str:
+    described = ", ".join(dict.fromkeys(PROGRAM_NAMES[p] for p in programs))
+    pace = "slow" if tempo < 90 else "mid-tempo" if tempo < 120 else "fast"
+    return f"A {mood} {genre} piece, {pace} ({tempo:.0f} BPM), {key} {mode}, with {described}"
+
+
 def _varied(rng: np.random.Generator, times: np.ndarray, rate: float, wanted: float, seconds: float) -> np.ndarray:
     """Events of another rate: the same ones thinned out, or with further ones among them."""
     if wanted < rate:
@@ -240,7 +281,7 @@ def _seconds(times: np.ndarray) -> tuple[float, ...]:
     return tuple(np.round(times, 6).tolist())
 
 
-def _score(rng, source, cfg, beats, beat, phase, swing, seconds, key, mode):
+def _score(rng, source, cfg, beats, beat, swing, seconds, key, mode):
     """Notes, chord names and note onsets: everything strong falls on beats, the rest is quieter or rarer."""
     scale = SCALES[mode]
     progression = source["harmony"].progressions[int(rng.integers(len(source["harmony"].progressions)))]
@@ -311,14 +352,9 @@ def _shifted_colour(hue: float, saturation: float, value: float) -> tuple[float,
 def _palette(rng, genre) -> tuple[tuple[float, float, float], ...]:
     """Three colours (HSV in [0,1]) around the genre's hues."""
     colours = []
-    for i in range(3):
-        hue = (float(rng.choice(genre.hues)) + rng.normal(0, 0.03)) % 1.0
-        value = np.clip(genre.value * (0.55, 1.0, 1.25)[i] + rng.normal(0, 0.06), 0.12, 1.0)
-        colours.append(
-            (
-                round(hue, 4),
-                round(float(np.clip(genre.saturation + rng.normal(0, 0.12), 0.1, 1)), 4),
-                round(float(value), 4),
-            )
-        )
+    for step in VALUE_STEPS:
+        hue = (float(rng.choice(genre.hues)) + rng.normal(0, HUE_SD)) % 1.0
+        value = np.clip(genre.value * step + rng.normal(0, VALUE_SD), *VALUES)
+        saturation = np.clip(genre.saturation + rng.normal(0, SATURATION_SD), *SATURATIONS)
+        colours.append((round(hue, 4), round(float(saturation), 4), round(float(value), 4)))
     return tuple(colours)

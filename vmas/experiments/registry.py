@@ -133,6 +133,13 @@ REGISTRY: dict[str, Target] = {
             "vmas.experiments.genres",
         ),
         Target(
+            "ideal",
+            "What would a perfect generator score?",
+            "further music of the corpus itself for the test clips, told less and less of their genre",
+            "09_metrics.ipynb",
+            "vmas.experiments.ideal",
+        ),
+        Target(
             "claims",
             "Claims",
             "each sentence of the paper that the records can support or contradict, with a verdict by rule",

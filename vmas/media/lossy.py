@@ -5,14 +5,14 @@ import io
 import av
 import numpy as np
 
-from vmas.media.write import add_audio, audio_packets, check_audio
+from vmas.media.write import AUDIO_BIT_RATE, add_audio, audio_packets, check_audio
 
 
-def through_aac(audio, sample_rate: int, bit_rate: int) -> np.ndarray:
+def through_aac(audio, sample_rate: int, bit_rate: int = AUDIO_BIT_RATE) -> np.ndarray:
     """float32 [C,N] of `audio` [C,N] in [-1,1], coded as AAC with `bit_rate` bits a second and decoded, in time.
 
-    ffmpeg's own coder, which treats few bits a second as a wish. Raises MediaError for NaN or infinite samples,
-    ValueError for another shape.
+    The default is what our files have. ffmpeg's own coder, which treats few bits a second as a wish. Raises MediaError
+    for NaN or infinite samples, ValueError for another shape.
     """
     x = check_audio(audio, "sound")
     file = io.BytesIO()

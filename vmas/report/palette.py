@@ -38,7 +38,15 @@ LISTENERS: dict[str, tuple[str, str]] = {
     "Strong tagger": ("#0072B2", "D"),
     "Committed tagger": ("#CC79A7", "o"),
 }
-KNOWN = {**SYSTEMS, **STEPS, **ENCODERS, **SETS, **LISTENERS}
+# Generators that cannot fail at music and differ in what they are told.
+PERFECT: dict[str, tuple[str, str]] = {
+    "Perfect, told the genre": ("#009E73", "D"),
+    "Perfect, sees the picture": ("#56B4E9", "o"),
+    "Perfect, sees X_v": ("#E69F00", "^"),
+    "Perfect, likeliest by X_v": ("#CC79A7", "v"),
+    "Perfect, sees nothing": ("#999999", "X"),
+}
+KNOWN = {**SYSTEMS, **STEPS, **ENCODERS, **SETS, **LISTENERS, **PERFECT}
 
 
 def _family(system: str) -> str:
