@@ -6,7 +6,7 @@ reads off the picture what is true of it. No eye sees more; a trained encoder se
 """
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from vmas.config import CorpusConfig
 from vmas.corpus.genres import GENRES, NEIGHBOURS, TABLE, Genre
@@ -47,7 +47,7 @@ def _palette(spec: ClipSpec, genre: Genre) -> float:
     total = 0.0
     for (hue, saturation, value), step in zip(spec.palette, VALUE_STEPS, strict=True):
         away = np.abs((hue - np.array(genre.hues) + 0.5) % 1.0 - 0.5)
-        total += np.log(np.mean(stats.norm.pdf(away, scale=HUE_SD)) + np.finfo(float).tiny)
+        total += special.logsumexp(_log_normal(away, 0.0, HUE_SD)) - np.log(len(away))
         total += _cut(saturation, genre.saturation, SATURATION_SD, SATURATIONS)
         total += _cut(value, genre.value * step, VALUE_SD, VALUES)
     return float(np.exp(total))
@@ -57,7 +57,12 @@ def _cut(x: float, mean: float, sd: float, ends: tuple[float, float]) -> float:
     """Log density of a normal draw that was cut off at `ends`; the ends hold what lies beyond them, over STEP."""
     low, high = ends
     if x <= low + STEP / 2:
-        return float(stats.norm.logcdf(low, mean, sd) - np.log(STEP))
+        return float(special.log_ndtr((low - mean) / sd) - np.log(STEP))
     if x >= high - STEP / 2:
-        return float(stats.norm.logsf(high, mean, sd) - np.log(STEP))
-    return float(stats.norm.logpdf(x, mean, sd))
+        return float(special.log_ndtr((mean - high) / sd) - np.log(STEP))
+    return float(_log_normal(x, mean, sd))
+
+
+def _log_normal(x, mean: float, sd: float):
+    """Log density of a normal distribution."""
+    return -0.5 * (((x - mean) / sd) ** 2 + np.log(2 * np.pi)) - np.log(sd)

@@ -136,7 +136,7 @@ REGISTRY: dict[str, Target] = {
             "ideal",
             "What would a perfect generator score?",
             "further music of the corpus itself for the test clips, told less and less of their genre",
-            "09_metrics.ipynb",
+            "21_how_good_can_it_be.ipynb",
             "vmas.experiments.ideal",
         ),
         Target(
