@@ -22,7 +22,7 @@ from vmas.training.tasks import vmas_data
 
 VERSION = 1  # raised when the same name gives other clips
 SPLIT = "train"
-SETS = {"twice": 2, "fivefold": 5}  # how many times the profile's own number of training clips
+SETS = {"twice": 2, "fourfold": 4}  # how many times the profile's own number of training clips
 
 
 def get(name: str) -> int:

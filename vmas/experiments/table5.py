@@ -9,7 +9,7 @@ with the baseline whose encoder is trained alike: these two rows were added when
 picture, and before any run of theirs. `longer-music` asks what the quality of the music is short of; it shares no stage
 1b with the row that it is compared with, which is what it changes. `longer-slow` and `longer-twice` were added when
 `longer-music` was seen to be no better, and before their own runs. `longer-contrastive` asks whether the contrast does
-to that decoder what it does to the other. `longer-fivefold` came after `longer-twice` had made the best music of all
+to that decoder what it does to the other. `longer-fourfold` came after `longer-twice` had made the best music of all
 rows, and asks how far more videos go.
 """
 
@@ -134,11 +134,11 @@ CONDITIONS: tuple[Condition, ...] = (
         against="longer-music",
     ),
     Condition(
-        "longer-fivefold",
-        "Autoregressive baseline, longer stage 1b, five times the clips, three times as long",
+        "longer-fourfold",
+        "Autoregressive baseline, longer stage 1b, four times the clips, three times as long",
         {**BASELINE, **LONGER},
-        about="from the decoder of `longer-music`; stage 2 has 9,600 further videos and three times the updates",
-        data="fivefold",
+        about="from the decoder of `longer-music`; stage 2 has 7,200 further videos and three times the updates",
+        data="fourfold",
         against="longer-music",
         longer=3,
     ),
