@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vmas import codec, config, paths
+from vmas import codec, config, paths, records
 from vmas.corpus import GENRES, posterior, sample_spec
 from vmas.corpus.genres import TABLE
 from vmas.corpus.spec import music_again
 from vmas.errors import DataError
 from vmas.experiments import genres, ideal
 from vmas.records import Record, Row
+from vmas.report import palette, table
 
 MINI = config.load("mini")
 CFG = MINI.corpus
@@ -189,3 +190,51 @@ def test_strangers_share_no_beat():
 def test_there_is_no_such_corpus_at_paper_scale():
     with pytest.raises(DataError, match="procedural corpus"):
         ideal.compute(config.load("paper"))
+
+
+# ---------------------------------------------------------------- the committed record
+
+
+@pytest.fixture(scope="module")
+def committed() -> Record:
+    return records.read(records.committed(ideal.TARGET, "mini", 0))
+
+
+def told_of(record: Record) -> list[str]:
+    """What the README says, from the record."""
+
+    def value(system: str, metric: str, digits: int = 2) -> str:
+        return f"{record.row(system, ideal.SPLIT, metric).value:.{digits}f}".lstrip("0")
+
+    fad, right = "FAD (codec)", ideal.TAGGER
+    picture, probe = record.extra["picture"]["likeliest is right"], record.extra["probe"]["test"]["right"]
+    return [
+        f"told the genre it has FAD {value(ideal.TOLD, fad, 1)} and the tagger is right in {value(ideal.TOLD, right)}",
+        f"with a genre drawn by what the picture tells, {value(ideal.SEEN, fad, 1)} and {value(ideal.SEEN, right)}",
+        f"by what a linear probe reads off X_v, {value(ideal.READ, fad, 1)} and {value(ideal.READ, right)}",
+        f"its first choice {value(ideal.LIKELIEST, fad, 1)} and {value(ideal.LIKELIEST, right)}",
+        f"for no video at all, {value(ideal.BLIND, fad, 1)} and {value(ideal.BLIND, right)}",
+        f"The picture names the genre in {picture:.0%} of the clips, the probe in {probe:.0%}",
+    ]
+
+
+def test_the_record_holds_and_less_is_told_from_row_to_row(committed):
+    assert committed.key == ideal.key(MINI), "vmas reproduce ideal --save-record"
+    for metric in (ideal.TAGGER, ideal.GENRE):
+        order = (ideal.TOLD, ideal.SEEN, ideal.READ)
+        values = [committed.row(s, ideal.SPLIT, metric) for s in order]
+        assert values[0].value >= values[1].value > values[2].ci95[1], metric
+    blind = committed.row(ideal.BLIND, ideal.SPLIT, ideal.TAGGER)
+    assert blind.ci95[0] < blind.chance < blind.ci95[1]
+
+
+def test_every_generator_has_a_colour_of_its_own(committed):
+    assert len({palette.colour(s) for s in ideal.SYSTEMS}) == len(ideal.SYSTEMS)
+    labels = [t.get_text() for t in table.figure(committed).axes[0].get_yticklabels()]
+    assert labels == list(ideal.SYSTEMS)
+
+
+def test_the_readme_tells_them(committed):
+    told = " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
+    for sentence in told_of(committed):
+        assert sentence in told

@@ -119,9 +119,16 @@ def test_runs_that_began_apart_are_no_pair(smoke):
         ({"music": "m"}, {"music": "m"}, 1),
         ({}, {"music": "m"}, 0),
         ({"music": "m"}, {"music": "n"}, 0),
+        ({"music": "m", "motion": "x"}, {"music": "m", "motion": "y"}, 0),
     ):
         got = assemble.differences([began(b, **x)], [began(a, **y)], smoke)
         assert len({g["seeds"] for g in got}) == pairs
+    other = began(b, music="m", motion="x")
+    other.extra["condition"] = {"overrides": {"encoder": {"frames": 16}}}
+    found = assemble.differences([other], [began(a, music="m", motion="y")], smoke)
+    assert found, "another encoder has a stage 1 of its own"
+    more = [began(b, music="m"), made(1, [0.3, 0.5])], [a, made(1, [0.2, 0.3])]
+    assert {g["seeds"] for g in assemble.differences(*more, smoke)} == {1}, "the seeds that did begin alike are"
     assert assemble.contrast([(1, [b]), (-1, [a]), (-1, [began(b, music="m")]), (1, [a])], smoke) == []
 
 
@@ -200,20 +207,6 @@ def test_how_often_a_clip_improves_has_an_interval(smoke):
     _, got = assemble.differences(a, b, smoke)
     assert got["improvement"] == pytest.approx(np.mean(gaps > 0))
     assert got["improvement_lo"] < 0.5 < got["improvement_hi"]
-
-
-def test_runs_that_began_otherwise_are_no_pair(smoke):
-    def began(record, **stage1):
-        record.extra["stage1"] = stage1
-        return record
-
-    old = [made(0, [0.3, 0.4]), made(1, [0.3, 0.4])]
-    again = [began(made(0, [0.3, 0.5]), music="m0"), made(1, [0.3, 0.5])]
-    assert {d["seeds"] for d in assemble.differences(again, old, smoke)} == {1}
-    both = [began(made(0, [0.3, 0.4]), music="m0", motion="x")], [began(made(0, [0.3, 0.4]), music="m0", motion="y")]
-    assert assemble.differences(*both, smoke) == []
-    both[0][0].extra["condition"] = {"overrides": {"encoder": {"frames": 16}}}
-    assert assemble.differences(*both, smoke), "another encoder has a stage 1 of its own"
 
 
 def test_a_row_about_stage_1b_shares_stage_1a_alone(smoke):
