@@ -10,7 +10,7 @@ from vmas.corpus import GENRES, posterior, sample_spec
 from vmas.corpus.genres import TABLE
 from vmas.corpus.spec import music_again
 from vmas.errors import DataError
-from vmas.experiments import genres, ideal
+from vmas.experiments import genres, ideal, table3
 from vmas.records import Record, Row
 from vmas.report import palette, table
 
@@ -144,19 +144,18 @@ def test_genres_that_were_drawn_are_counted_over_draws():
 
 
 def test_shares_of_the_perfect_rows():
-    def rows(values):
+    def rows(values, *datasets):
         return tuple(
-            Row(s, d, ideal.TAGGER, "up", v, status="scaled_down")
-            for s, v in values.items()
-            for d in ("test", "shifted")
+            Row(s, d, ideal.TAGGER, "up", v, status="scaled_down") for s, v in values.items() for d in datasets
         )
 
-    top = Record(ideal.TARGET, "mini", "x", "k", rows(dict.fromkeys(ideal.SYSTEMS, 0.8)), {}, {})
-    got = ideal.reached(top, Record("t", "mini", "x", "k", rows({"A": 0.4, "B": 0.6}), {}, {}))
-    assert got == {
-        "A": dict.fromkeys(ideal.SYSTEMS[:-1], 0.5),
-        "B": dict.fromkeys(ideal.SYSTEMS[:-1], pytest.approx(0.75)),
-    }
+    top = Record(ideal.TARGET, "mini", "x", "k", rows(dict.fromkeys(ideal.SYSTEMS, 0.8), ideal.SPLIT), {}, {})
+    found = rows({"A": 0.4, "B": 0.6}, *table3.DATASETS.values())
+    assert len(found) == 4
+    got = ideal.reached(top, Record("t", "mini", "x", "k", found, {}, {}))
+    assert {name: list(shares) for name, shares in got.items()} == {name: list(ideal.SYSTEMS[:-1]) for name in "AB"}
+    assert list(got["A"].values()) == pytest.approx([0.5] * 5)
+    assert list(got["B"].values()) == pytest.approx([0.75] * 5)
 
 
 def test_it_hears_the_corpus_as_its_files_have_it(tmp_path):

@@ -8,9 +8,9 @@ from dataset_files import tiny_world
 
 from vmas import config, corpus, paths
 from vmas.corpus import sample_spec
-from vmas.errors import UsageError
+from vmas.errors import DataError, UsageError
 from vmas.experiments import more_data, sweep, table5
-from vmas.training.data import ROWS
+from vmas.training.data import ROWS, ClipDataset, Joined
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,23 @@ def test_a_run_with_further_clips_is_another_one():
     assert once.key() != twice.key()
     with pytest.raises(UsageError, match="did you mean twice"):
         more_data.get("twise")
+
+
+def test_arrays_end_to_end_are_read_as_one():
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 9, (n, 2, 3)).astype(np.int16) for n in (3, 1, 4)]
+    whole, joined = np.concatenate(parts), Joined([Joined(parts[:2]), parts[2]])
+    assert (joined.shape, joined.dtype, len(joined)) == (whole.shape, whole.dtype, 8)
+    for rows in (slice(0, 8), slice(2, 5), slice(5, 99), np.array([7, 0, 3, 3]), np.array([], int)):
+        assert np.array_equal(joined[rows], whole[rows])
+        assert joined[rows].dtype == np.int16
+    with pytest.raises(IndexError):
+        joined[np.array([8])]
+    order = [6, 1, 2]
+    (a, b) = (ClipDataset({"x": x}, np.array([7, 6, 5, 4, 3, 2, 0])).__getitems__(order) for x in (whole, joined))
+    assert all((a[k] == b[k]).all() for k in a)
+    with pytest.raises(DataError, match="2 kinds"):
+        Joined([parts[0], parts[1].astype(np.int32)])
 
 
 @pytest.mark.slow

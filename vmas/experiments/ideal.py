@@ -222,10 +222,12 @@ def genre_rows(said: dict[str, list[np.ndarray]], true: np.ndarray, profile: Pro
 
 
 def reached(ideal: Record, trained: Record, metric: str = TAGGER) -> dict[str, dict[str, float]]:
-    """System of `trained` → perfect row of `ideal` → the share of its value on the test split that the system has."""
+    """System of a table's record → perfect row of `ideal` → its share of that on the test split."""
+    from vmas.experiments import table3
 
-    def values(record: Record) -> dict[str, float]:
-        return {r.system: r.value for r in record.rows if (r.dataset, r.metric) == (SPLIT, metric) and r.value}
+    def values(record: Record, dataset: str) -> dict[str, float]:
+        return {r.system: r.value for r in record.rows if (r.dataset, r.metric) == (dataset, metric) and r.value}
 
-    top = values(ideal)
-    return {system: {s: mine / top[s] for s in SYSTEMS[:-1]} for system, mine in values(trained).items()}
+    top = values(ideal, SPLIT)
+    mine = values(trained, table3.DATASETS[SPLIT])
+    return {system: {s: value / top[s] for s in SYSTEMS[:-1]} for system, value in mine.items()}

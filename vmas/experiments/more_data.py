@@ -16,7 +16,7 @@ from vmas.config import Profile, sha256
 from vmas.errors import UsageError, nearest
 from vmas.experiments import corpora_data
 from vmas.features import FEATURES_VERSION, SplitFeatures
-from vmas.training.data import ClipDataset, Source
+from vmas.training.data import ClipDataset, Joined, Source
 from vmas.training.sources import Beside, CorpusData, Data
 from vmas.training.tasks import vmas_data
 
@@ -95,4 +95,4 @@ class More(Beside):
         if split != SPLIT:
             return self.own.vmas(split, rows)
         parts = [self.own.vmas(split), *(vmas_data(f, self.profile) for f in self.further)]
-        return ClipDataset({k: np.concatenate([p.arrays[k] for p in parts]) for k in parts[0].arrays}, rows)
+        return ClipDataset({k: Joined([p.arrays[k] for p in parts]) for k in parts[0].arrays}, rows)

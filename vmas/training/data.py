@@ -5,7 +5,7 @@ number of loader workers changes nothing.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -75,10 +75,40 @@ class StepSampler(torch.utils.data.Sampler):
             yield [order(epoch)[place] for epoch, place in (divmod(j, self.n) for j in range(at, at + self.batch))]
 
 
+class Joined:
+    """Arrays of one kind laid end to end without a copy: what is asked for is read from the parts that it lies in.
+
+    For arrays on disk that are larger together than memory. Raises DataError where their rows differ in shape or kind.
+    """
+
+    def __init__(self, parts: Sequence["Array"]):
+        kinds = {(p.shape[1:], p.dtype) for p in parts}
+        if len(kinds) != 1:
+            raise DataError(f"arrays of {len(kinds)} kinds cannot be laid end to end")
+        self.parts, self.starts = list(parts), np.cumsum([0, *map(len, parts)])
+        self.shape, self.dtype = (int(self.starts[-1]), *parts[0].shape[1:]), parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """The rows of a slice, or those at the positions of an int array."""
+        wanted = np.arange(len(self))[rows]
+        lies_in = np.searchsorted(self.starts, wanted, "right") - 1
+        out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        for i, part in enumerate(self.parts):
+            here = np.flatnonzero(lies_in == i)
+            out[here] = part[wanted[here] - self.starts[i]]
+        return out
+
+
+Array = np.ndarray | Joined  # what a data set's arrays may be
+
+
 class ClipDataset(torch.utils.data.Dataset):
     """Batches of named arrays of one split; `rows` limits it to a subset (data-size experiments)."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], rows: np.ndarray | None = None):
+    def __init__(self, arrays: Mapping[str, Array], rows: np.ndarray | None = None):
         self.arrays = arrays
         self.rows = np.arange(len(next(iter(arrays.values())))) if rows is None else rows
 
@@ -114,7 +144,7 @@ class ClipDataset(torch.utils.data.Dataset):
 class Held(ClipDataset):
     """Clips of `stream` without what is large and no longer needed: `first` still gives it. `rows` as in its arrays."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], stream: Source, rows: np.ndarray | None = None):
+    def __init__(self, arrays: Mapping[str, Array], stream: Source, rows: np.ndarray | None = None):
         super().__init__(arrays, rows)
         self.stream = stream
 

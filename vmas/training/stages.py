@@ -19,7 +19,7 @@ from vmas import checkpoint, config, paths, versions
 from vmas.config import Profile, TrainConfig, sha256
 from vmas.errors import UsageError
 from vmas.training import sharded
-from vmas.training.data import ROWS, ClipDataset, Held, Source
+from vmas.training.data import ROWS, Array, ClipDataset, Held, Source
 from vmas.training.loop import Preempted, Stage, fit, preemptible, recipe, settled
 from vmas.training.sources import Data, open_data
 from vmas.training.state import Checkpoints
@@ -165,11 +165,11 @@ def _own_width(profile: Profile) -> list[int]:
 
 
 @torch.no_grad()
-def encode(model, frames: np.ndarray, batch: int = 16) -> torch.Tensor:
+def encode(model, frames: Array, batch: int = 16) -> torch.Tensor:
     """X_v float32 [N,t_v/2,d] of uint8 frames [N,t_v,H,W,3], without dropout."""
     training = model.training
     model.eval()
-    parts = [torch.from_numpy(np.array(frames[i : i + batch])) for i in range(0, len(frames), batch)]
+    parts = (torch.from_numpy(np.array(frames[i : i + batch])) for i in range(0, len(frames), batch))
     X_v = torch.cat([model.encode_video(part.to(model.device)).float() for part in parts])
     model.train(training)
     return X_v
