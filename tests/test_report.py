@@ -140,6 +140,9 @@ def test_values_far_apart_stand_on_a_logarithmic_axis(record):
     axes = table.figure(dataclasses.replace(record, rows=(*rows, far))).axes
     scales = {ax.get_xlabel().split(" ↓")[0]: ax.get_xscale() for ax in axes if ax.get_xlabel()}
     assert {m for m, s in scales.items() if s == "log"} == {last.metric}
+    apart = tuple(dataclasses.replace(last, metric="genre accuracy", value=v, ci95=None) for v in (0.01, 1.0))
+    axes = table.figure(dataclasses.replace(record, rows=apart)).axes
+    assert {ax.get_xscale() for ax in axes} == {"linear"}, "a share's axis ends at 1"
 
 
 def test_palette_is_fixed_and_distinct():

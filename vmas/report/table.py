@@ -209,6 +209,9 @@ def unit(metric: str) -> str:
     return "share of clips" if "accuracy" in metric else "onsets"
 
 
+SHARES = ("intersection over union", "share of clips")  # between 0 and 1: always on a linear axis
+
+
 def figure(record: Record) -> "Figure":
     """Dot plot: a panel per metric and dataset computed here, intervals as bars, chance as a tick.
 
@@ -223,7 +226,8 @@ def figure(record: Record) -> "Figure":
     trained = record.extra.get("seeds", {}).values()
     alone = any(len(seeds) > 1 for seeds in trained) and any(len(seeds) == 1 for seeds in trained)
     beside = max(2.2, 0.075 * max(map(len, systems)))  # inches that the names take
-    wide = {m for m in metrics if _wide([r for r in computed if r.metric == m])}
+    free = [m for m in metrics if unit(m) not in SHARES]
+    wide = {m for m in free if _wide([r for r in computed if r.metric == m])}
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
         fig = Figure(
             figsize=(max(6.5, 1.95 * len(metrics) + beside), max(1.7, 0.25 * len(systems) + 0.5) * len(names) + 1.1),
