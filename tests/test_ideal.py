@@ -223,9 +223,8 @@ def best_of(record: Record, trained: Record) -> str:
     best = max(shares, key=lambda system: shares[system][ideal.READ])
     label = next(c.name for c in table5.CONDITIONS if c.label == best)
     own, drawn, first = (f"{shares[best][s]:.0%}" for s in (ideal.CODED, ideal.READ, ideal.LIKELIEST))
-    return (
-        f"`{label}`, {own} of the codec's accuracy, has {drawn} of the draw's by X_v and {first} of its first choice's"
-    )
+    has = f"{own} of the codec's accuracy, {drawn} of the draw's by X_v and {first} of its first choice's"
+    return f"`{label}` has {has}"
 
 
 def test_the_record_holds_and_less_is_told_from_row_to_row(committed):

@@ -286,7 +286,7 @@ def longer_rows(record: Record) -> list[str]:
         f"the music that it makes for videos changes by {told['longer-music']}",
         f"at a third of its rate (`longer-slow`) it ends at {slow:.2f} ({told['longer-slow']})",
         f"with twice the videos (`longer-twice`): {told['longer-twice']}",
-        f"{many['set']['clips'] / cfg.corpus.train:.0f} times the videos",
+        f"{ {4: 'four'}[many['set']['clips'] // cfg.corpus.train] } times the videos",
         f"changes by {told['longer-fourfold']}",
         f"FAD {value(record, 'longer-fourfold', FAD):.1f}, the lowest of all rows",
         f"In its stage 2 the cross-entropy rises from {ce[0]:.2f} to {max(ce):.2f} and falls to {ce[-1]:.2f}",
