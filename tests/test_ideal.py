@@ -82,6 +82,7 @@ def test_pictures_that_it_does_not_explain_are_refused():
     for spec in (
         sample_spec("shifted", 0, CFG, 5.0),
         sample_spec("test", 0, dataclasses.replace(CFG, mismatched_share=1.0), 5.0),
+        sample_spec("test", 0, dataclasses.replace(CFG, near_static_share=1.0), 5.0),
     ):
         with pytest.raises(DataError, match=spec.id):
             posterior.genre_posterior(spec, CFG)

@@ -19,10 +19,10 @@ STEP = 1e-4  # colours are rounded to it
 def genre_posterior(spec: ClipSpec, cfg: CorpusConfig) -> np.ndarray:
     """P(genre | picture) [10] in the order of GENRES, by its true colours, texture and tempo.
 
-    Raises DataError for a clip of the shifted style, whose pictures no training clip explains, and for one that
-    repeats or mismatches another: its picture does not tell what its music is.
+    Raises DataError for a clip of the shifted style, whose pictures no training clip explains, for one whose music is
+    another's, and for one that stands still and so shows no tempo.
     """
-    if spec.split == "shifted" or spec.mismatched:
+    if spec.split == "shifted" or spec.mismatched or spec.static or spec.near_static:
         raise DataError(f"{spec.id}: the training clips' genres do not explain its picture")
     likelihood = np.ones(len(GENRES))
     for seen in (_tempo, _texture, _palette):

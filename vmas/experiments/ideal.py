@@ -66,10 +66,11 @@ def summaries(model: "VMAs", split: "SplitFeatures", progress: bool = True) -> n
     import torch
     from tqdm.auto import tqdm
 
+    from vmas.training.stages import encode
+
     found = []
     for i in tqdm(range(0, len(split), CODERS), desc="X_v", unit="batch", disable=None if progress else True):
-        with torch.inference_mode():
-            X_v = model.encode_video(torch.from_numpy(np.array(split.frames[i : i + CODERS])).to(model.device))
+        X_v = encode(model, split.frames[i : i + CODERS])
         found.append(torch.cat([X_v.mean(1), X_v.std(1)], 1).cpu().numpy())
     tempo = (split.manifest["tempo_bpm"].to_numpy(float) // BPM).astype(int)
     return np.concatenate([np.concatenate(found), np.eye(int(300 / BPM))[tempo]], 1)
@@ -116,9 +117,9 @@ def sound(spec: "ClipSpec", profile: Profile) -> np.ndarray:
     from vmas import media
     from vmas.corpus.sound import render_audio
 
-    rate, samples = profile.clip.sample_rate, profile.clip.num_samples
+    rate = profile.clip.sample_rate
     wav = media.through_aac(render_audio(spec, rate)[None], rate)[0]
-    return np.round(np.clip(np.pad(wav, (0, max(0, samples - len(wav))))[:samples], -1, 1) * 32767) / np.float32(32767)
+    return np.round(np.clip(wav, -1, 1) * 32767) / np.float32(32767)
 
 
 def through_codec(specs: Sequence["ClipSpec"], codec: Any, profile: Profile, pool=None) -> np.ndarray:
