@@ -201,7 +201,7 @@ def committed() -> Record:
 
 
 def told_of(record: Record) -> list[str]:
-    """What the README says, from the record."""
+    """What the findings say, from the record."""
 
     def value(system: str, metric: str, digits: int = 2) -> str:
         return f"{record.row(system, ideal.SPLIT, metric).value:.{digits}f}".lstrip("0")
@@ -244,7 +244,7 @@ def test_every_generator_has_a_colour_of_its_own(committed):
     assert labels == list(ideal.SYSTEMS)
 
 
-def test_the_readme_tells_them(committed):
-    told = " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_the_findings_tell_them(committed):
+    told = " ".join(paths.target("mini", "FINDINGS.md").read_text(encoding="utf-8").split())
     for sentence in (*told_of(committed), best_of(committed, runner.sweep_record(registry.get("table5"), "mini"))):
         assert sentence in told

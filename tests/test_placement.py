@@ -223,10 +223,10 @@ def test_splits_have_keys_of_their_own():
 
 
 def test_the_place_was_confirmed_on_validation_clips():
-    """What PROTOCOL tells of the validation split, from its record."""
+    """What SWEEPS.md tells of the validation split, from its record."""
     record = records.read(paths.target("mini", "placement") / "validation.json")
     assert record.key == placement.key(config.load("mini"), split="val")
-    text = " ".join((paths.target("mini", "PROTOCOL.md")).read_text(encoding="utf-8").split())
+    text = " ".join(paths.target("mini", "SWEEPS.md").read_text(encoding="utf-8").split())
     curve = record.extra["curves"][placement.BASELINE]["on the onset"]
     assert max(curve, key=lambda c: c["mean"])["offset"] == -3
     best, there = (

@@ -325,14 +325,14 @@ def test_jobs_need_a_gpu():
 
 
 def _assembled(
-    smoke, conditions, curve=(), seeds=(0, 1), values=lambda i, s: [0.2 + 0.1 * i, 0.4 + 0.1 * i + 0.01 * s]
+    smoke, conditions, curve=(), seeds=(0, 1), values=lambda i, s: [0.2 + 0.1 * i, 0.4 + 0.1 * i + 0.01 * s], pairs=()
 ):
     found = {}
     for i, c in enumerate(conditions):
         found[c.name] = [made(s, values(i, s), 1.0 + i, c.label) for s in seeds]
         for r in found[c.name]:
             r.extra["curve"] = list(curve)
-    return assemble.record("t", "T", conditions, found, conditions[0].name, smoke)
+    return assemble.record("t", "T", conditions, found, conditions[0].name, smoke, pairs=pairs)
 
 
 def test_gains_are_the_paired_differences(smoke):
@@ -346,6 +346,19 @@ def test_gains_are_the_paired_differences(smoke):
     assert align.lo <= 0.1 + 1e-9 <= align.hi + 2e-9
     assert {fad.verdict, align.verdict} == {"cannot tell: 2 trainings each"}
     assert list(sweeps.gains(_assembled(smoke, two[:1])).columns) == list(got.columns)
+
+
+def test_further_pairs_stand_beside_each_rows_own_and_are_told(smoke):
+    three = [Condition(n, n) for n in ("a", "b", "c")]
+    record = _assembled(smoke, three, seeds=(0, 1, 2), pairs=(("c", "b"), ("c", "not recorded")))
+    got = sweeps.gains(record)
+    pairs = list(zip(got.condition, got.against, strict=True))
+    assert list(dict.fromkeys(pairs)) == [("b", "a"), ("c", "a"), ("c", "b")]
+    align = got[got.metric.str.startswith("MV Align")].set_index(["condition", "against"]).difference
+    assert align["c", "b"] == pytest.approx(align["c", "a"] - align["b", "a"]) == pytest.approx(0.1)
+    told = remarks.effects(record, ["b"])
+    assert [line.split(",")[0] for line in told[:-1]] == ["b against a", "c against b"]
+    assert [line.split(",")[0] for line in remarks.effects(record, [])[:-1]] == ["c against b"]
 
 
 def test_curves_draw_every_condition_with_its_colour(smoke):

@@ -163,10 +163,12 @@ def record(
     reference: str,
     profile: Profile,
     quoted: Sequence[Row] = (),
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> Record:
     """The table's record from the runs' records by condition; conditions without a record are left out.
 
-    Raises DataError when no run has a record yet.
+    `pairs` names further comparisons than each row's own: (condition, the one that it is compared with). Raises
+    DataError when no run has a record yet.
     """
     there = [c for c in conditions if found.get(c.name)]
     if not there:
@@ -174,12 +176,18 @@ def record(
     table = [r for c in there for r in rows(c, found[c.name], profile)]
     against = {c.name: c.against or reference for c in there if (c.against or reference) != c.name}
     gains = {name: differences(found[name], found[to], profile) for name, to in against.items() if found.get(to)}
+    further = [
+        {"condition": name, "against": to, "differences": differences(found[name], found[to], profile)}
+        for name, to in pairs
+        if found.get(name) and found.get(to)
+    ]
     every = [r for c in there for r in found[c.name]]
     extra = {
         "note": profile.note,
         "reference": reference,
         "against": against,
         "differences": gains,
+        "pairs": further,
         "seeds": {c.name: sorted(r.extra["seed"] for r in found[c.name]) for c in there},
         "missing": [c.name for c in conditions if c not in there],
         "changes": {c.label: changes(c) for c in there if changes(c)},

@@ -37,6 +37,12 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("filtered", "All filters", data="filtered", about="duplicates left out and vocals removed besides"),
 )
 PAPER = tuple(c.name for c in CONDITIONS if c.paper)
+TOLD = tuple(c.name for c in CONDITIONS if c.name != REFERENCE)
+PAIRS = (
+    ("similarity", "dirty-same"),  # what the filter changes beside the number of clips
+    ("similarity", "moving"),  # what its mistakes cost
+    ("filtered", "similarity"),
+)
 EVERY_SEED = PAPER
 VARIANT_SEEDS = 3
 

@@ -251,7 +251,8 @@ def sweep_record(target: Target, profile: str) -> Record:
     found = sweep.recorded(module.TARGET, module.CONDITIONS, profile)
     quoted = [r for name in getattr(module, "QUOTED", ()) for r in paper.quoted_rows(name)]
     title = module.TITLE if module.TARGET == target.name else target.title  # several targets may share the runs
-    record = assemble.record(target.name, title, module.CONDITIONS, found, module.REFERENCE, cfg, quoted)
+    pairs = getattr(module, "PAIRS", ())
+    record = assemble.record(target.name, title, module.CONDITIONS, found, module.REFERENCE, cfg, quoted, pairs)
     record = module.finish(record, cfg, profile) if hasattr(module, "finish") else record
     return dataclasses.replace(record, extra={**record.extra, "remarks": _remarks(record, module)})
 

@@ -157,6 +157,12 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
 )
 PAPER = tuple(c.name for c in CONDITIONS if c.paper)
+PAIRS = (
+    ("lead", "onset"),
+    ("lead-.25", "alpha-.25"),
+    ("lead-.25", "contrastive"),
+    ("alpha-.5", "contrastive"),  # the weakest weights against none
+)
 QUOTED = ("table5",)  # the paper's numbers beside ours
 REFERENCE = "baseline"
 EVERY_SEED = PAPER  # the paper's rows get every seed asked for, the variants the first three

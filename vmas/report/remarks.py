@@ -45,13 +45,16 @@ def machines(record: Record) -> list[str]:
 
 
 def effects(record: Record, conditions: Sequence[str]) -> list[str]:
-    """Of each condition, a line a data set: what it changes against its reference, with interval and verdict."""
+    """Of each condition against its reference, and of each further pair, a line a data set: what changes, with interval
+    and verdict."""
     found = sweeps.gains(record)
+    asked = {(name, record.extra["against"].get(name)) for name in conditions}
+    asked |= {(p["condition"], p["against"]) for p in record.extra.get("pairs", ())}
     lines = []
-    for (name, dataset), part in found[found.condition.isin(list(conditions))].groupby(
-        ["condition", "dataset"], sort=False
-    ):
-        seeds, to = int(part.seeds.iloc[0]), record.extra["against"][name]
+    for (name, to, dataset), part in found.groupby(["condition", "against", "dataset"], sort=False):
+        if (name, to) not in asked:
+            continue
+        seeds = int(part.seeds.iloc[0])
         if seeds < 2:
             values = "; ".join(f"{g.metric} {g.difference:+.3f}" for g in part.itertuples())
             lines.append(f"{name} against {to}, {_short(dataset)}, one training each: {values}.")

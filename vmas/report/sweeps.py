@@ -29,7 +29,8 @@ def verdict(direction: str, lo: float | None, hi: float | None, seeds: int) -> s
 
 
 def gains(record: Record) -> "pd.DataFrame":
-    """Paired differences from the row that each is compared with, one line a condition, data set and metric.
+    """Paired differences from the row that each is compared with, one line a condition, data set and metric; after them
+    those of further pairs (`extra["pairs"]`).
 
     Columns condition, against, dataset, metric, difference, lo, hi (95% interval over seeds and clips), better (share
     of the clips of a seed that come out better than the other row's; of FAD: of the seeds), better_lo, better_hi,
@@ -37,15 +38,17 @@ def gains(record: Record) -> "pd.DataFrame":
     """
     import pandas as pd
 
+    compared = [(name, record.extra["against"][name], found) for name, found in record.extra["differences"].items()]
+    compared += [(p["condition"], p["against"], p["differences"]) for p in record.extra.get("pairs", ())]
     lines = [
         {
             "condition": name,
-            "against": record.extra["against"][name],
+            "against": to,
             **{k: g[k] for k in ("dataset", "metric", "difference", "lo", "hi")},
         }
         | {"better": g["improvement"], "better_lo": g["improvement_lo"], "better_hi": g["improvement_hi"]}
         | {"seeds": g["seeds"], "verdict": verdict(g["direction"], g["lo"], g["hi"], g["seeds"])}
-        for name, found in record.extra["differences"].items()
+        for name, to, found in compared
         for g in found
     ]
     columns = [
