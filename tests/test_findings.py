@@ -1,5 +1,6 @@
 """The numbers that `results/mini/FINDINGS.md` tells of the experiments are those of the records."""
 
+import json
 import re
 
 import numpy as np
@@ -29,6 +30,22 @@ def swept() -> dict[str, Record]:
         name: runner.sweep_record(registry.get(name), "mini")
         for name in ("table5", "table6", "cleaning", "fig6", "fig7")
     }
+
+
+@pytest.mark.parametrize("name", ["table5", "table6", "cleaning", "fig6", "fig7"])
+def test_committed_tables_are_those_of_the_committed_runs(name, swept):
+    """What a reader opens in `results/mini/` is what the command would write; measured times are another each time."""
+    rows = json.loads((paths.target("mini", name) / "result.json").read_text(encoding="utf-8"))["rows"]
+    want = json.loads(json.dumps(swept[name].result()))["rows"]
+    assert [(r["system"], r["dataset"], r["metric"]) for r in rows] == [
+        (r["system"], r["dataset"], r["metric"]) for r in want
+    ]
+    for a, b in zip(rows, want, strict=True):
+        if a["value"] is not None and not a["metric"].startswith("Time"):
+            assert a["value"] == pytest.approx(b["value"], rel=1e-6), (a["system"], a["metric"])
+    page = (paths.target("mini", name) / "table.md").read_text(encoding="utf-8")
+    for remark in swept[name].extra["remarks"]:
+        assert f"- {remark}" in page
 
 
 def share(x: float) -> str:
