@@ -9,11 +9,12 @@ from vmas.metrics import verdict
 from vmas.records import Record
 
 SHARES = ("share-10", "share-50")
-CONTRAST, WEIGHTS, FRAMES, VIDEOS = (
+CONTRAST, WEIGHTS, FRAMES, VIDEOS, CLEANING = (
     "Does the contrast help (eq. 2)?",
     "Do beat weights help (eq. 3, 4)?",
     "Do dense frames help (table 6)?",
     "Do more videos help (figures 6, 7)?",
+    "Does cleaning help (section 6.2)?",
 )
 
 
@@ -55,7 +56,7 @@ def compared(swept: dict[str, Record]) -> dict[str, list[tuple[str, list]]]:
             ("our own encoder at 16", fewer["ours-16"]),
         ],
         VIDEOS: [("a tenth of them, against all", tenth), ("a half", half)],
-        "Does cleaning help (section 6.2)?": [
+        CLEANING: [
             ("what the filter leaves, against all dirty videos", swept["cleaning"].extra["differences"]["similarity"]),
             ("... against as many dirty videos, drawn at random", cleaned["similarity", "dirty-same"]),
         ],
@@ -129,5 +130,8 @@ def test_the_committed_model_is_that_of_table_3(told):
 def test_the_sentences_are_those_of_the_records(told, swept):
     told = " ".join(told.split())
     assert quality(swept["table5"]) in told
+    rows = [g for _, g in compared(swept)[CLEANING]]
+    by_kl = [f"{gap(g, metric='KL', digits=2)}, {side(g, metric='KL')}" for g in rows]
+    assert f"Cleaning changes KL by {by_kl[0]}, on half as many videos; against as many, by {by_kl[1]}." in told
     said = [a["answer"] for a in follow.over_trainings(follow.recorded(config.load("mini")))]
     assert f"{said.count('yes')} of {len(said)} questions about changed videos are answered yes" in told
