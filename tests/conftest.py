@@ -15,6 +15,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])  # stable: files stay whole and in their order
 
 
+@pytest.fixture(scope="session")
+def swept():
+    """The tables of the sweeps from the committed runs, by target; each is put together once."""
+    from vmas.experiments import registry, runner
+
+    class Tables(dict):
+        def __missing__(self, name: str):
+            self[name] = runner.sweep_record(registry.get(name), "mini")
+            return self[name]
+
+    return Tables()
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A folder of small videos with a manifest, and the checkpoints that a build asks for (`dataset_files`)."""

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from vmas import config, paths, records
-from vmas.experiments import assemble, corpora, follow, follow_tests, placement, registry, runner, sweep, table5, table6
+from vmas.experiments import assemble, corpora, follow, follow_tests, placement, runner, sweep, table5, table6
 from vmas.metrics import verdict
 from vmas.records import Record, Row
+from vmas.report import sweeps
 
 TEST = "corpus, test (stands for DISCO-MV)"
 SHIFTED = "corpus, shifted style (stands for MusicCaps)"
@@ -24,15 +25,7 @@ def told() -> str:
     return " ".join(paths.target("mini", "FINDINGS.md").read_text(encoding="utf-8").split())
 
 
-@pytest.fixture(scope="module")
-def swept() -> dict[str, Record]:
-    return {
-        name: runner.sweep_record(registry.get(name), "mini")
-        for name in ("table5", "table6", "cleaning", "fig6", "fig7")
-    }
-
-
-@pytest.mark.parametrize("name", ["table5", "table6", "cleaning", "fig6", "fig7"])
+@pytest.mark.parametrize("name", ["table5", "table6", "cleaning", "fig6", "fig7", "corpora"])
 def test_committed_tables_are_those_of_the_committed_runs(name, swept):
     """What a reader opens in `results/mini/` is what the command would write; measured times are another each time."""
     rows = json.loads((paths.target("mini", name) / "result.json").read_text(encoding="utf-8"))["rows"]
@@ -75,13 +68,20 @@ def gap(found: list, dataset: str = TEST, metric: str = ALIGN, digits: int = 3, 
     return f"{text[0]} [{text[1]}, {text[2]}]"
 
 
+def between(record: Record, condition: str, other: str) -> list:
+    """What one row of a table changes against another, of the comparisons that the table has."""
+    (found,) = [g for a, b, g in sweeps.compared(record) if (a, b) == (condition, other)]
+    return found
+
+
 def side(found: list, dataset: str = TEST, metric: str = ALIGN) -> str:
     (g,) = [g for g in found if (g["dataset"], g["metric"]) == (dataset, metric)]
     return verdict.side(g["lo"], g["hi"], g["direction"], g["seeds"])
 
 
 def test_numbers_of_trainings(told, swept):
-    n = {c: len(seeds) for r in swept.values() for c, seeds in r.extra["seeds"].items()}
+    tables = {name: swept[name] for name in ("table5", "table6", "cleaning", "fig6", "fig7")}
+    n = {c: len(seeds) for r in tables.values() for c, seeds in r.extra["seeds"].items()}
     assert (
         "Five trainings of each of Table 5's three rows stand behind this page, three or four of most other rows, and "
         "one of Table 5's `longer-` rows (two of `longer-music`) and of Table 6's `clip-8` and `hiera-8` (cleaning's "
@@ -92,7 +92,7 @@ def test_numbers_of_trainings(told, swept):
     assert {c for c, v in n.items() if v == 1} == single
     assert n["longer-music"] == 2
     assert {v for c, v in n.items() if c not in (*table5.PAPER, *single, "longer-music")} <= {3, 4}
-    missing = {name: r.extra["missing"] for name, r in swept.items() if r.extra["missing"]}
+    missing = {name: r.extra["missing"] for name, r in tables.items() if r.extra["missing"]}
     assert missing == {"cleaning": ["moving", "filtered"]}
 
 
@@ -136,9 +136,7 @@ def test_weaker_weights_cost_less(told, swept):
     assert f"α = .05, .25 and .5 FAD is {fads[0]:.1f}, {fads[1]:.1f} and {fads[2]:.1f}, {near}" in told
     none = f"{value(r, 'contrastive', FAD):.1f} and {share(value(r, 'contrastive', ALIGN))}"
     assert f"with none {none} (.5 is not told from none)" in told
-    cfg = config.load("mini")
-    found = sweep.recorded(table5.TARGET, table5.CONDITIONS, cfg)
-    gone = assemble.differences(found["alpha-.5"], found["contrastive"], cfg)
+    gone = between(r, "alpha-.5", "contrastive")
     assert {side(gone, metric=m) for m in (FAD, ALIGN, DENSE)} == {verdict.UNCLEAR}
 
 
@@ -192,17 +190,12 @@ def test_where_the_weights_sit(told):
 
 
 def test_weights_where_the_video_helps(told, swept):
-    cfg = config.load("mini")
-    found = sweep.recorded(table5.TARGET, table5.CONDITIONS, cfg)
-
-    def between(a: str, b: str) -> list:
-        return assemble.differences(found[a], found[b], cfg)
-
-    moved, by_place = between("lead-.25", "alpha-.25"), between("lead", "onset")
+    r = swept["table5"]
+    moved, by_place = between(r, "lead-.25", "alpha-.25"), between(r, "lead", "onset")
     assert f"MV Align changes by {gap(by_place)}; from the video beat" in told
     assert f"with α = .25, by {gap(moved)} (shifted style {gap(moved, SHIFTED)})" in told
     assert {side(by_place), side(moved), side(moved, SHIFTED)} == {"better"}
-    less, none = between("lead-.25", "contrastive"), between("lead-.25", "baseline")
+    less, none = between(r, "lead-.25", "contrastive"), between(r, "lead-.25", "baseline")
     assert f"against the contrast {gap(less)} (shifted style {gap(less, SHIFTED)})" in told
     assert f"against the baseline {gap(none)}, and a FAD of {value(swept['table5'], 'lead-.25', FAD):.1f}" in told
     assert f"{gap(none, metric=FAD, digits=1)} against the baseline's" in told
@@ -329,8 +322,8 @@ def test_data_size(told, swept):
     assert f"{first:.2f} after {runs[0][0]['step']} updates, {last:.2f} after 1,500" in told
 
 
-def test_other_corpora(told):
-    record = runner.sweep_record(registry.get("corpora"), "mini")
+def test_other_corpora(told, swept):
+    record = swept["corpora"]
     gains = record.extra["differences"]
     assert {len(v) for v in record.extra["seeds"].values()} <= {3, 4, 5}
     changes = [gap(gains[f"{n}-{corpora.WEIGHTED}"]) for n in corpora.ORDER]
@@ -390,8 +383,7 @@ def test_following(told):
 def cleaned(record: Record) -> list[str]:
     """The sentences about data cleaning."""
     sets, gains = record.extra["sets"], record.extra["differences"]
-    pairs = {(p["condition"], p["against"]): p["differences"] for p in record.extra["pairs"]}
-    random, number = pairs["similarity", "dirty-same"], gains["dirty-same"]
+    random, number = between(record, "similarity", "dirty-same"), gains["dirty-same"]
 
     def changed(found: list) -> str:
         parts = [

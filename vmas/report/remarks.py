@@ -32,7 +32,7 @@ def machines(record: Record) -> list[str]:
         return []
     pairs = [
         (of[name][seed], of[to][seed])
-        for name, to in record.extra["against"].items()
+        for name, to, _ in sweeps.compared(record)
         for seed in of[name]
         if seed in of.get(to, {})
     ]

@@ -28,9 +28,15 @@ def verdict(direction: str, lo: float | None, hi: float | None, seeds: int) -> s
     return f"cannot tell: {seeds} training{'s' * (seeds > 1)} each" if said == FEW else said
 
 
+def compared(record: Record) -> list[tuple[str, str, list]]:
+    """Every comparison of two rows: condition, the one that it is compared with, and what changes; each row's own
+    first, then further pairs (`extra["pairs"]`)."""
+    own = [(name, record.extra["against"][name], found) for name, found in record.extra["differences"].items()]
+    return own + [(p["condition"], p["against"], p["differences"]) for p in record.extra.get("pairs", ())]
+
+
 def gains(record: Record) -> "pd.DataFrame":
-    """Paired differences from the row that each is compared with, one line a condition, data set and metric; after them
-    those of further pairs (`extra["pairs"]`).
+    """Paired differences of every two rows that are `compared`, one line a pair, data set and metric.
 
     Columns condition, against, dataset, metric, difference, lo, hi (95% interval over seeds and clips), better (share
     of the clips of a seed that come out better than the other row's; of FAD: of the seeds), better_lo, better_hi,
@@ -38,8 +44,6 @@ def gains(record: Record) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    compared = [(name, record.extra["against"][name], found) for name, found in record.extra["differences"].items()]
-    compared += [(p["condition"], p["against"], p["differences"]) for p in record.extra.get("pairs", ())]
     lines = [
         {
             "condition": name,
@@ -48,7 +52,7 @@ def gains(record: Record) -> "pd.DataFrame":
         }
         | {"better": g["improvement"], "better_lo": g["improvement_lo"], "better_hi": g["improvement_hi"]}
         | {"seeds": g["seeds"], "verdict": verdict(g["direction"], g["lo"], g["hi"], g["seeds"])}
-        for name, to, found in compared
+        for name, to, found in compared(record)
         for g in found
     ]
     columns = [
