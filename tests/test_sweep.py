@@ -209,17 +209,25 @@ def test_how_often_a_clip_improves_has_an_interval(smoke):
     assert got["improvement_lo"] < 0.5 < got["improvement_hi"]
 
 
-def test_a_row_about_stage_1b_shares_stage_1a_alone(smoke):
-    def began(motion: str, music: str, updates: int | None = None) -> Record:
-        train = {"train": {"pretrain_steps": updates}} if updates else {}
-        extra = {"stage1": {"motion": motion, "music": music}, "condition": {"overrides": train}}
+def test_a_row_about_a_part_of_stage_1_shares_the_other(smoke):
+    def began(motion: str, music: str, **overrides) -> Record:
+        extra = {"stage1": {"motion": motion, "music": music}, "condition": {"overrides": overrides}}
         run = made(0, [0.3, 0.4])
         return replace(run, extra={**run.extra, **extra})
 
-    short = began("x", "m")
-    assert assemble.differences([began("x", "n", 7200)], [short], smoke)
-    assert assemble.differences([began("y", "n", 7200)], [short], smoke) == []
-    assert assemble.differences([began("x", "n", 7200)], [began("x", "m", 7200)], smoke) == []
+    short, music, motion = began("x", "m"), {"train": {"pretrain_steps": 7200}}, {"encoder": {"motion_steps": 2400}}
+    assert assemble.differences([began("x", "n", **music)], [short], smoke)
+    assert assemble.differences([began("y", "n", **music)], [short], smoke) == []
+    assert assemble.differences([began("x", "n", **music)], [began("x", "m", **music)], smoke) == []
+    assert assemble.differences([began("y", "m", **motion)], [short], smoke)
+    assert assemble.differences([began("y", "n", **motion)], [short], smoke) == []
+    assert assemble.differences([began("y", "m", **motion)], [began("x", "m", **motion)], smoke) == []
+    assert assemble.differences([began("y", "n", **motion, **music)], [short], smoke)
+    none = began("y", "m", encoder={"motion_steps": 0})
+    none.extra["stage1"].pop("motion")
+    assert assemble.differences([none], [short], smoke)
+    wide = began("y", "n", encoder={"embed_dim": 8})
+    assert assemble.differences([wide], [short], smoke)
 
 
 def test_a_table_of_what_is_recorded(smoke):

@@ -22,6 +22,8 @@ RANGE = {
     "Tagger": (0.0, 1.0),
     "Onsets": (0.0, np.inf),
 }
+# The option that says how long each part of stage 1 is, by the name that the part has in a record.
+LENGTHS = {"motion": ("encoder", "motion_steps"), "music": ("train", "pretrain_steps")}
 
 
 def clips(found: Sequence[Record], dataset: str, metric: str) -> np.ndarray:
@@ -125,22 +127,28 @@ def contrast(sides: Sequence[tuple[int, Sequence[Record]]], profile: Profile) ->
 
 
 def _began_alike(a: Record, b: Record) -> bool:
-    """Whether two runs of a seed share stage 1, as far as their encoders and the length of stage 1b are the same.
+    """Whether two runs of a seed share stage 1, as far as their encoders and the lengths of stages 1a and 1b are the same.
 
     Records of seed 0 that were made before stage 1 was named have none: it was trained once for all of them, and lost.
     """
     x, y = (r.extra.get("stage1") or {} for r in (a, b))
     one, other = (r.extra.get("condition", {}).get("overrides", {}) for r in (a, b))
-    if one.get("encoder") != other.get("encoder"):
-        return bool(x) == bool(y)
-    if _music_updates(one) != _music_updates(other):  # what they are compared for
-        x, y = ({k: v for k, v in found.items() if k != "music"} for found in (x, y))
-    return x == y
+    if bool(x) != bool(y):
+        return False
+    if _shape(one) != _shape(other):  # another encoder, whose X_v may have another width, has another decoder, too
+        return True
+    differ = {stage for stage, of in LENGTHS.items() if _of(one, *of) != _of(other, *of)}  # what they are compared for
+    return all(x.get(stage) == y.get(stage) for stage in {*x, *y} - differ)
 
 
-def _music_updates(overrides: dict[str, Any]) -> int | None:
-    """The updates of stage 1b where a condition has others than the profile."""
-    return overrides.get("train", {}).get("pretrain_steps")
+def _of(overrides: dict[str, Any], section: str, option: str) -> Any:
+    """What a condition sets an option to; None where it leaves the profile's."""
+    return overrides.get(section, {}).get(option)
+
+
+def _shape(overrides: dict[str, Any]) -> dict[str, Any]:
+    """What a condition changes of the encoder itself, and not of how long it is pretrained."""
+    return {k: v for k, v in overrides.get("encoder", {}).items() if k != LENGTHS["motion"][1]}
 
 
 def changes(condition: Condition) -> str:

@@ -10,7 +10,8 @@ picture, and before any run of theirs. `longer-music` asks what the quality of t
 1b with the row that it is compared with, which is what it changes. `longer-slow` and `longer-twice` were added when
 `longer-music` was seen to be no better, and before their own runs. `longer-contrastive` asks whether the contrast does
 to that decoder what it does to the other. `longer-fourfold` came after `longer-twice` had made the best music of all
-rows, and asks how far more videos go.
+rows, and asks how far more videos go. `longer-motion` came last: `ideal` had shown that a perfect generator which sees
+X_v names fewer genres than one which sees the picture, so it asks for an encoder that has learnt for longer.
 """
 
 from vmas.experiments.sweep import Condition
@@ -148,6 +149,13 @@ CONDITIONS: tuple[Condition, ...] = (
         {**CONTRASTIVE, **LONGER},
         about="from the decoder of `longer-music`",
         against="longer-music",
+    ),
+    Condition(
+        "longer-motion",
+        "Autoregressive baseline, longer stage 1a",
+        {**BASELINE, "encoder": {"motion_steps": 2400}, "decoder": {"row_times": "frames"}},
+        about="rows at their frames; the encoder has three times the updates before stage 2",
+        against="row-times",
     ),
     Condition(
         "no-motion",
