@@ -130,6 +130,7 @@ def test_no_machine_path_is_written(built, root):
         assert str(root).encode() not in data, name
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(built, root, videos, tmp_path):
     """Every stage: also the vocals (classic), genres and tokens of processes that loaded their own models."""
     two = build(videos, tmp_path / "two", options(root, test=1, skip=()), workers=2, progress=False)

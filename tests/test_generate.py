@@ -372,6 +372,7 @@ def cli_out(plan) -> list[str]:
     return ["/".join(p.parts[-2:]) for p in plan]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared media are not here")
 def test_the_committed_model_scores_real_videos(tmp_path):
     """As a user starts it: exact length, 32 kHz, -30 to -10 LUFS, no clipping, a bar, the same again by seed."""

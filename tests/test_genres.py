@@ -43,6 +43,7 @@ def test_music_and_picture_are_told_by_their_own_attributes():
     assert genres.picture_attributes(mixed)[1:] == genres.picture_attributes(b)[1:]
 
 
+@pytest.mark.slow
 def test_a_forest_is_far_above_chance_and_not_always_right():
     held_out = specs("val", 200)
     true = np.array([s.genre for s in held_out])

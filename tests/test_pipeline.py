@@ -123,7 +123,8 @@ def _interrupted(line: list[str], seconds: float, env) -> tuple[int, str]:
     return process.returncode, err
 
 
-@pytest.mark.parametrize("seconds", [1.5, 6.0])  # while the workers import, and while they work
+# while the workers import, and while they work
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(6.0, marks=pytest.mark.slow)])
 def test_ctrl_c_of_a_corpus_is_one_line(tmp_path, seconds):
     env = {**os.environ, "VMAS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "vmas", "corpus", "make", "--profile", "mini", "--split", "train", "-q"]
@@ -186,6 +187,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script = tmp_path / "pids.py"
     script.write_text(PIDS)
