@@ -127,7 +127,7 @@ def contrast(sides: Sequence[tuple[int, Sequence[Record]]], profile: Profile) ->
 
 
 def _began_alike(a: Record, b: Record) -> bool:
-    """Whether two runs of a seed share stage 1, as far as their encoders and the lengths of stages 1a and 1b are the same.
+    """Whether two runs of a seed share stage 1, as far as their encoders and the lengths of its parts are the same.
 
     Records of seed 0 that were made before stage 1 was named have none: it was trained once for all of them, and lost.
     """

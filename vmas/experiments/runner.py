@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from vmas import config, paths, records
 from vmas.config import Profile
@@ -194,7 +195,7 @@ def run_sweep(
     """
     from vmas import pipeline
     from vmas.experiments import sweep
-    from vmas.report import table
+    from vmas.report import sweeps, table
 
     cfg = config.load(profile)
     todo = sweep_runs(target, profile, seeds, only)
@@ -226,14 +227,14 @@ def run_sweep(
         return None
     record = sweep_record(target, profile)
     draw = getattr(importlib.import_module(target.sweep), "figure", None)
-    out = table.save(record, paths.target(record.profile, target.name), draw)
+    out = table.save(record, paths.target(record.profile, target.name), draw, sweeps.markdown)
     told = ""
     if target.notebook:
         say(f"notebook: {target.notebook}")
         where = paths.cache() / "notebooks" / record.profile / target.notebook
         run_notebook(target, profile, 0, device, where)
         told = f"; the notebook as run here: {where}"
-    show(table.plain(record))
+    show(sweeps.plain(record))
     show(f"\nin {paths.relative(out)}: table.md, table.csv, figure.png, result.json{told}")
     return record
 
@@ -254,18 +255,29 @@ def sweep_record(target: Target, profile: str) -> Record:
     pairs = getattr(module, "PAIRS", ())
     record = assemble.record(target.name, title, module.CONDITIONS, found, module.REFERENCE, cfg, quoted, pairs)
     record = module.finish(record, cfg, profile) if hasattr(module, "finish") else record
-    return dataclasses.replace(record, extra={**record.extra, "remarks": _remarks(record, module)})
+    record = _with(record, reach=_reached(record))
+    return _with(record, remarks=_remarks(record, module))
 
 
-def _remarks(record: Record, module: ModuleType) -> list[str]:
+def _with(record: Record, **more: Any) -> Record:
+    return dataclasses.replace(record, extra={**record.extra, **more})
+
+
+def _reached(record: Record) -> list[dict[str, Any]]:
+    """How far its rows get towards Table 3's real music through the codec; nothing where that has no record."""
     from vmas.experiments import table3
     from vmas.report import remarks
 
     bounds = records.committed(table3.TARGET, record.profile, 0)
-    reached = remarks.reach(record, records.read(bounds), table3.CODEC) if bounds.is_file() else []
+    return remarks.reached(record, records.read(bounds), table3.CODEC) if bounds.is_file() else []
+
+
+def _remarks(record: Record, module: ModuleType) -> list[str]:
+    from vmas.report import remarks
+
     told = getattr(module, "TOLD", module.PAPER)
     own = module.remarks(record) if hasattr(module, "remarks") else []
-    found = [*own, *remarks.effects(record, told), *remarks.past_their_best(record), *reached]
+    found = [*own, *remarks.effects(record, told), *remarks.past_their_best(record), *remarks.reach(record, told)]
     return [*found, *remarks.machines(record)]
 
 

@@ -165,6 +165,16 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
 )
 PAPER = tuple(c.name for c in CONDITIONS if c.paper)
+_LITERALLY = (*PAPER, "temperature", "all-maxima", "beta", "contrastive-long", "beats-long")
+_OVER = tuple(c.name for c in CONDITIONS if "over Σw" in c.label or c.name == "shipped")
+# Rows whose validation curves are drawn together: all in one figure could not be told apart.
+CURVES = {
+    "the paper's rows and their like": _LITERALLY,
+    "beat weights over Σw": _OVER,
+    "encoder, time bias, longer stages, more clips": tuple(
+        c.name for c in CONDITIONS if c.name not in (*_LITERALLY, *_OVER)
+    ),
+}
 PAIRS = (
     ("lead", "onset"),
     ("lead-.25", "alpha-.25"),

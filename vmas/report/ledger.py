@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vmas import paths
 from vmas.records import Record
 from vmas.report import table
-from vmas.report.table import WIDTH, number
+from vmas.report.table import WIDTH, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +35,7 @@ def told(f: dict[str, Any]) -> str:
 
 
 def _signed(x: float, percent: bool = False) -> str:
-    text = f"{100 * x:.1f}" if percent else number(x)
-    return f"{text if text.startswith('-') or not float(text) else f'+{text}'}{'%' * percent}"
+    return f"{100 * x:+.1f}%" if percent else signed(x)
 
 
 def evidence(entry: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from vmas.records import Record
 from vmas.report import sweeps, table
@@ -57,12 +58,12 @@ def effects(record: Record, conditions: Sequence[str]) -> list[str]:
         seeds = int(part.seeds.iloc[0])
         if seeds < 2:
             values = "; ".join(f"{g.metric} {g.difference:+.3f}" for g in part.itertuples())
-            lines.append(f"{name} against {to}, {_short(dataset)}, one training each: {values}.")
+            lines.append(f"{name} against {to}, {table.short(dataset)}, one training each: {values}.")
             continue
         values = "; ".join(
             f"{g.metric} {g.difference:+.3f} [{g.lo:+.3f}, {g.hi:+.3f}], {g.verdict}" for g in part.itertuples()
         )
-        lines.append(f"{name} against {to}, {_short(dataset)}, {seeds} seeds: {values}.")
+        lines.append(f"{name} against {to}, {table.short(dataset)}, {seeds} seeds: {values}.")
     tests = int(found.verdict.isin(["better", "worse", "no difference shown"]).sum())
     if lines and tests:
         lines.append(
@@ -72,31 +73,48 @@ def effects(record: Record, conditions: Sequence[str]) -> list[str]:
     return lines
 
 
-def reach(record: Record, bounds: Record, ceiling: str) -> list[str]:
+def reached(record: Record, bounds: Record, ceiling: str) -> list[dict[str, Any]]:
     """How far every row gets from its chance to `ceiling`, a system of `bounds` (Table 3) on the same clips.
 
-    MV Align as the share of the way from the row's chance to the ceiling, tagger accuracy as a share of the ceiling's.
+    One dict a data set and metric: dataset, metric, ceiling, its value `top`, and `shares` by system: of MV Align the
+    share of the way from the row's chance to the ceiling, of the tagger's accuracy the share of the ceiling's.
     """
-    lines = []
+    found = []
     for dataset in table.datasets(record):
         chosen = [r for r in record.rows if r.dataset == dataset and r.value is not None]
         for metric in dict.fromkeys(r.metric for r in chosen):
             align, top = metric.startswith("MV Align"), _value(bounds, ceiling, dataset, metric)
             if top is None or not (align or metric == "Tagger accuracy"):
                 continue
-            parts = []
-            for r in (r for r in chosen if r.metric == metric):
-                low = (r.chance or 0.0) if align else 0.0
-                parts.append(f"{r.system} {(float(r.value or 0) - low) / (top - low):.0%}")
-            what = f"{'of the way from chance to' if align else 'of'} {ceiling[0].lower()}{ceiling[1:]}"
-            lines.append(f"{metric}, {_short(dataset)}, {what} ({top:.3f}): {'; '.join(parts)}.")
+            lows = {r.system: (r.chance or 0.0) if align else 0.0 for r in chosen if r.metric == metric}
+            shares = {
+                r.system: (float(r.value or 0) - lows[r.system]) / (top - lows[r.system])
+                for r in chosen
+                if r.metric == metric
+            }
+            found.append({"dataset": dataset, "metric": metric, "ceiling": ceiling, "top": top, "shares": shares})
+    return found
+
+
+def reach(record: Record, conditions: Sequence[str]) -> list[str]:
+    """A line a data set and metric on how far these conditions get towards the ceiling, and the row that gets furthest.
+
+    From `extra["reach"]`, as `reached` gives it; every row stands in `sweeps.reached`.
+    """
+    labels = dict(zip(record.extra["curves"], table.systems(record), strict=True))
+    lines = []
+    for r in record.extra.get("reach", ()):
+        shares, align = r["shares"], r["metric"].startswith("MV Align")
+        named = [labels[c] for c in conditions if labels.get(c) in shares]
+        parts = [f"{system} {table.percent(shares[system])}" for system in named]
+        first = max(shares, key=lambda system: shares[system])
+        if first not in named:
+            parts.append(f"furthest of all rows: {first} {table.percent(shares[first])}")
+        ceiling = f"{r['ceiling'][0].lower()}{r['ceiling'][1:]}"
+        what = f"{'of the way from chance to' if align else 'of'} {ceiling}"
+        lines.append(f"{r['metric']}, {table.short(r['dataset'])}, {what} ({r['top']:.3f}): {'; '.join(parts)}.")
     return lines
 
 
 def _value(bounds: Record, system: str, dataset: str, metric: str) -> float | None:
     return next((r.value for r in bounds.rows if (r.system, r.dataset, r.metric) == (system, dataset, metric)), None)
-
-
-def _short(dataset: str) -> str:
-    """\"corpus, test (stands for DISCO-MV)\" as \"test\"."""
-    return dataset.split(" (")[0].split(", ")[-1]

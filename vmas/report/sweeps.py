@@ -1,7 +1,9 @@
 """What a sweep's record shows besides its table: paired differences, validation curves, quality against data size."""
 
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+LEGEND = 3  # columns of a figure's legend: names of rows are long
+PAIR = ("row", "against", "trainings")  # what a line of `paired` begins with
 CURVES = {
     "ce": "cross-entropy,\nnats per token",
     "L_g": "L_g (eq. 4), nats",
@@ -71,6 +75,63 @@ def gains(record: Record) -> "pd.DataFrame":
     return pd.DataFrame(lines, columns=[*columns, "verdict"]).astype({k: float for k in columns[4:10]})
 
 
+def paired(record: Record, dataset: str) -> "pd.DataFrame":
+    """`gains` on one data set for reading, as text: a line a pair, metrics across.
+
+    Columns row, against, trainings and the metrics, each `+6.344 [+4.841, +7.846] worse`; no word where no difference
+    is shown, or where fewer than three trainings cannot tell.
+    """
+
+    def told(g) -> str:
+        ci = "" if np.isnan(g.lo) else f" [{table.signed(g.lo)}, {table.signed(g.hi)}]"
+        return table.signed(g.difference) + ci + (f" {g.verdict}" if g.verdict in ("better", "worse") else "")
+
+    return _pairs(record, dataset, told)
+
+
+def improvement(record: Record, dataset: str) -> "pd.DataFrame":
+    """The same lines with how probable it is that a clip of a training comes out better, `48% [44%, 52%]`; ties count
+    half, 50% is no effect. Of FAD, which belongs to a set, the share of trainings, with Wilson's interval."""
+    return _pairs(
+        record, dataset, lambda g: "{} [{}, {}]".format(*map(table.percent, (g.better, g.better_lo, g.better_hi)))
+    )
+
+
+def _pairs(record: Record, dataset: str, told: Callable[[Any], str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for g in gains(record).query("dataset == @dataset").itertuples():
+        known = dict(zip(PAIR, (g.condition, g.against, str(g.seeds)), strict=True))
+        lines.setdefault((g.condition, g.against), known)[g.metric] = told(g)
+    return pd.DataFrame(list(lines.values()), columns=list(max(lines.values(), key=len, default=PAIR))).fillna("—")
+
+
+def reached(record: Record) -> "pd.DataFrame":
+    """How far every row gets towards the ceiling (`vmas.report.remarks.reached`), in percent: rows down, a column a
+    data set and metric."""
+    import pandas as pd
+
+    found = {f"{r['metric']}, {table.short(r['dataset'])}": r["shares"] for r in record.extra.get("reach", ())}
+    shown = pd.DataFrame({head: {s: table.percent(x) for s, x in shares.items()} for head, shares in found.items()})
+    return shown.rename_axis("System")
+
+
+def markdown(record: Record) -> str:
+    """A sweep's table as Markdown: `table.markdown`, with all that is compared and how far every row gets."""
+    more = []
+    for head, of in (("Paired differences", paired), ("Probability of improvement", improvement)):
+        more += [(f"{head}: {d}", of(record, d).set_index("row")) for d in table.datasets(record)]
+    if reach := record.extra.get("reach"):
+        more.append((f"How far every row gets to {reach[0]['ceiling'].lower()}", reached(record)))
+    return table.markdown(record, [(head, found) for head, found in more if len(found)])
+
+
+def plain(record: Record) -> str:
+    """A sweep's table for a terminal: a line a row, under the name by which `--only` knows it."""
+    return table.plain(record, list(record.extra["curves"]))
+
+
 def trained(record: Record) -> "pd.DataFrame":
     """How the trainings ended, by their own objective L on the validation split: one line a condition and seed.
 
@@ -95,41 +156,76 @@ def trained(record: Record) -> "pd.DataFrame":
     return pd.DataFrame(lines)
 
 
-def _labels(record: Record) -> list[str]:
-    return list(dict.fromkeys(r.system for r in record.rows if r.value is not None))
+def ended(record: Record) -> "pd.DataFrame":
+    """How each row's trainings went, means over its seeds: one line a condition.
+
+    Columns trainings, updates, `lowest L after` (the update at which its own validation objective was lowest, of the
+    seeds the first and the last), `last third, %` (by how much L still changed over it), and the unweighted
+    cross-entropy and L_c (0 without a contrast) at the first validation and at the last.
+    """
+    import pandas as pd
+
+    lines = {}
+    for name, part in trained(record).groupby("condition", sort=False):
+        curves = [c for c in record.extra["curves"][name] if c]
+        first, last = (pd.DataFrame([c[at] for c in curves]).mean() for at in (0, -1))
+        lines[name] = {
+            "trainings": len(part),
+            "updates": part.updates.max(),
+            "lowest L after": " to ".join(map(str, sorted({part.best.min(), part.best.max()}))),
+            "last third, %": part["last third"].mean(),
+            **{"cross-entropy, first": first.ce, "cross-entropy, last": last.ce},
+            **{"L_c, first": first.L_c, "L_c, last": last.L_c},
+        }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("row").round(3)
 
 
-def curves(record: Record) -> "Figure":
+def curves(record: Record, names: Sequence[str] = ()) -> "Figure":
     """Validation cross-entropy, L_g and L_c against updates: a line a condition (its seeds' mean), a band their range.
 
-    Seeds that were validated after other updates are drawn where all of them were.
+    Seeds that were validated after other updates are drawn where all of them were. `names` chooses conditions, () is
+    all of them; more than a dozen cannot be told apart. Raises DataError when none of them has a curve.
     """
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    labels = dict(zip(record.extra["curves"], _labels(record), strict=True))
-    dashes = ["-", "--", ":", "-."]
+    labels = dict(zip(record.extra["curves"], table.systems(record), strict=True))
+    chosen = [n for n, runs in record.extra["curves"].items() if all(runs) and (not names or n in names)]
+    if not chosen:
+        raise DataError(f"{record.target}: no validation curve of {', '.join(names) or 'any row'}")
+    below = -(-len(chosen) // LEGEND)  # lines of the legend
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
-        fig = Figure(figsize=(11, 3.5), layout="constrained")
+        fig = Figure(figsize=(11, 3.2 + 0.16 * below), layout="constrained")
         for ax, (field, unit) in zip(fig.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-            seen: dict[str, int] = {}
-            for name, runs in record.extra["curves"].items():
+            for name, look in zip(chosen, _looks([labels[n] for n in chosen]), strict=True):
+                runs = record.extra["curves"][name]
                 steps = sorted(set.intersection(*({c["step"] for c in run} for run in runs)))
                 y = np.array([[c[field] for c in run if c["step"] in steps] for run in runs], float)
                 if field == "L_c" and not y.any():
                     continue  # the baseline has no contrast
-                colour = palette.colour(labels[name])
-                dash = dashes[seen.get(colour, 0) % len(dashes)]
-                seen[colour] = seen.get(colour, 0) + 1
-                ax.plot(steps, y.mean(0), dash, color=colour, label=labels[name])
+                every = (max(1, len(steps) // 5), max(1, len(steps) // 5))
+                ax.plot(steps, y.mean(0), label=labels[name], ms=4, mew=0, markevery=every, **look)
                 if len(runs) > 1:
-                    ax.fill_between(steps, y.min(0), y.max(0), color=colour, alpha=0.2, lw=0)
+                    ax.fill_between(steps, y.min(0), y.max(0), color=look["color"], alpha=0.2, lw=0)
             ax.set_xlabel("updates of stage 2")
             ax.set_ylabel(f"validation {unit}")
             sns.despine(ax=ax)
-        lines, names = fig.axes[0].get_legend_handles_labels()
-        fig.legend(lines, names, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
+        lines, texts = fig.axes[0].get_legend_handles_labels()
+        fig.legend(lines, texts, loc="outside lower left", ncols=LEGEND, frameon=False, fontsize=7)
     return fig
+
+
+def _looks(labels: Sequence[str]) -> list[dict[str, str]]:
+    """Colour, dash and marker of each line: the colour is the system's, dash and marker tell lines of one colour."""
+    dashes, markers, seen = ["-", "--", ":", "-."], "osD^vPX*", Counter[str]()
+    found = []
+    for label in labels:
+        colour = palette.colour(label)
+        n = seen[colour]
+        seen[colour] += 1
+        dash = dashes[(n + n // len(markers)) % len(dashes)]  # the same marker comes again with another dash
+        found.append({"color": colour, "ls": dash, "marker": markers[n % len(markers)]})
+    return found
 
 
 def _share(row: Row) -> float:

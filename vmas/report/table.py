@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 120  # of a line in the terminal
+HEAD = 12  # at which the head of a narrow column is folded
 WIDE = 8  # times the smallest value of a metric, beyond which its axis is logarithmic
 ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
 MEANING = {
@@ -49,6 +50,17 @@ def number(x: float) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def signed(x: float) -> str:
+    """The same with its sign; 0 has none."""
+    text = number(x)
+    return text if text.startswith("-") or not float(text) else f"+{text}"
+
+
+def percent(x: float) -> str:
+    """A share as whole percents, never "-0%"."""
+    return f"{round(x, 2) + 0.0:.0%}"
+
+
 def lift(row: Row) -> str:
     """`+0.162`: how far a value of MV Align lies above its chance; "" for any other."""
     if row.value is None or row.chance is None or not row.metric.startswith("MV Align"):
@@ -71,6 +83,16 @@ def cell(row: Row, chance: bool = True) -> str:
 def datasets(record: Record) -> list[str]:
     """Data sets with a number computed here, in order."""
     return list(dict.fromkeys(r.dataset for r in record.rows if r.value is not None))
+
+
+def short(dataset: str) -> str:
+    """\"corpus, test (stands for DISCO-MV)\" as \"test\"."""
+    return dataset.split(" (")[0].split(", ")[-1]
+
+
+def systems(record: Record) -> list[str]:
+    """Systems with a number computed here, in order."""
+    return list(dict.fromkeys(r.system for r in record.rows if r.value is not None))
 
 
 def frame(record: Record, dataset: str, apart: bool = False) -> "pd.DataFrame":
@@ -146,7 +168,9 @@ def _sweep_notes(record: Record, clips: str) -> list[str]:
     lines = [f"[low, high]: 95% bootstrap interval over {over}."]
     if max(trained.values()) > 1:
         lines.append("FAD, one number a set: Student's t over the seeds and the bootstrap over clips, in quadrature.")
-    lines += [f"{label}: {what}." for label, what in record.extra.get("changes", {}).items()]
+    changes = record.extra.get("changes", {})
+    for name, label in zip(record.extra["seeds"], systems(record), strict=True):
+        lines.append(f"{name}: {label}{f'; {changes[label]}' if label in changes else ''}.")
     if missing := record.extra.get("missing"):
         lines.append(f"No record yet: {', '.join(missing)}.")
     return lines
@@ -161,24 +185,65 @@ def _sections(record: Record, apart: bool = False) -> list[tuple[str, "pd.DataFr
     return [*out, ("The paper's own numbers (quoted)", paper)] if len(paper) else out
 
 
-def markdown(record: Record) -> str:
-    """The whole table as Markdown, with what every number is worth under it."""
+def markdown(record: Record, more: "Sequence[tuple[str, pd.DataFrame]]" = ()) -> str:
+    """The whole table as Markdown, with what every number is worth under it; `more`: further heads and tables."""
     parts = [f"# {record.title}, profile {record.profile}"]
-    parts += [f"## {head}\n\n{table.to_markdown()}" for head, table in _sections(record)]
+    parts += [f"## {head}\n\n{table.to_markdown()}" for head, table in [*_sections(record), *more]]
     parts.append("\n".join(f"- {line}" for line in footnotes(record)))
     return "\n\n".join(parts) + "\n"
 
 
-def plain(record: Record) -> str:
-    """The tables for a terminal: metrics down, systems across, lines of at most `WIDTH` characters."""
+def plain(record: Record, names: Sequence[str] = ()) -> str:
+    """The tables for a terminal, lines of at most `WIDTH` characters: metrics down, systems across.
+
+    With `names`, short ones for the systems in their order, systems go down and metrics across, in blocks that fit.
+    """
     parts = [f"{record.title}, profile {record.profile}"]
+    short = dict(zip(systems(record), names, strict=True)) if names else {}
     for head, table in _sections(record, apart=True):
         ours = not head.startswith("The paper")
-        down = table.T if ours else table
-        heads = [_fold(c, 18 if ours else 12) for c in down.columns]
-        parts.append(f"{head}\n{down.to_markdown(tablefmt='simple', disable_numparse=True, headers=['', *heads])}")
+        if short and ours:
+            cut = blocks(table.rename(index=short))
+        else:
+            cut = [table.T if ours else table]
+        folds = 18 if ours and not short else HEAD
+        first, *more = (_simple(part, folds) for part in cut)
+        parts += [f"{head}\n{first}", *more]
     parts.append("\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in footnotes(record)))
     return "\n\n".join(parts)
+
+
+def blocks(table: "pd.DataFrame", width: int = WIDTH) -> list["pd.DataFrame"]:
+    """`table` cut between its columns into parts that `_simple` prints within `width` characters.
+
+    What stands beside a metric ("MV Align, chance") stays with it.
+    """
+    names = max((len(str(i)) for i in table.index), default=0)
+    groups: list[list[str]] = []
+    for c in table.columns:
+        beside = groups and c.rsplit(", ", 1)[0] == groups[-1][0].rstrip("".join(ARROWS.values()))
+        groups[-1].append(c) if beside else groups.append([c])
+    found: list[list[str]] = []
+    left = 0
+    for group in groups:
+        takes = sum(_width(c, table[c]) for c in group)
+        if not found or takes > left:
+            found.append([])
+            left = width - names
+        found[-1] += group
+        left -= takes
+    return [table[columns] for columns in found]
+
+
+def _width(head: str, cells: "pd.Series[str]") -> int:
+    """Characters of a column in `_simple`, which keeps 2 between columns and 2 beside a head."""
+    return 2 + max(2 + max(map(len, _fold(head, HEAD).split("\n"))), *map(len, cells))
+
+
+def _simple(table: "pd.DataFrame", head: int) -> str:
+    """A table for the terminal, its heads folded at `head` characters."""
+    heads = ["", *(_fold(c, head) for c in table.columns)]
+    return table.to_markdown(tablefmt="simple", disable_numparse=True, headers=heads)
 
 
 def _fold(head: str, width: int) -> str:
