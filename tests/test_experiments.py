@@ -16,7 +16,7 @@ from vmas.experiments.registry import Target
 from vmas.records import Record, Row
 
 DESIGN = "table1 table2 table3 table4 table5 table6 table7 fig2 fig3 fig5 fig6 fig7 fig8 cleaning"
-DESIGN += " corpora follow placement damage genres ideal claims"
+DESIGN += " corpora follow placement damage genres ideal probe claims"
 RATE = 32000
 
 

@@ -126,16 +126,6 @@ def test_draws_have_their_chances():
     assert (ideal.drawn(np.eye(4)[[2, 0, 3]], rng) == [2, 0, 3]).all()
 
 
-def test_the_probe_reads_what_is_there():
-    rng = np.random.default_rng(0)
-    y = np.arange(400) % 10
-    known = np.concatenate([rng.normal(size=(400, 6)), np.eye(10)[y] + rng.normal(0, 0.3, (400, 10))], 1)
-    fitted = ideal.probe(known[:300], y[:300])
-    assert (fitted.predict(known[300:]) == y[300:]).mean() > 0.8
-    blind = ideal.probe(known[:300, :6], y[:300]).predict_proba(known[300:, :6])
-    assert -np.log(blind[np.arange(100), y[300:]]).mean() < 2.6, "what tells nothing is not made much of (ln 10 = 2.3)"
-
-
 def test_genres_that_were_drawn_are_counted_over_draws():
     true = np.array([0, 0, 1, 1])
     (row,) = ideal.genre_rows({ideal.SEEN: [true, np.array([0, 0, 0, 0])]}, true, MINI)

@@ -20,6 +20,7 @@ STAGES: dict[str, int] = {
     "placement": 2,
     "genres": 1,
     "ideal": 1,
+    "probe": 1,
 }
 
 

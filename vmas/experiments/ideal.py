@@ -26,14 +26,12 @@ import numpy as np
 from vmas import checkpoint, paths, pipeline, records, versions
 from vmas.config import Profile, plain, sha256
 from vmas.errors import DataError
-from vmas.experiments import evaluate, references
+from vmas.experiments import evaluate, probe, references
 from vmas.metrics import intervals
 from vmas.records import Record, Row
 
 if TYPE_CHECKING:
     from vmas.corpus.spec import ClipSpec
-    from vmas.features import SplitFeatures
-    from vmas.model import VMAs
 
 TARGET = "ideal"
 TITLE = "What would a perfect generator score?"
@@ -48,7 +46,6 @@ SYSTEMS = (CODED, TOLD, SEEN, READ, LIKELIEST, BLIND)
 GENRE = "genre accuracy"  # of what was drawn, before any music
 TAGGER = "Tagger accuracy"
 OTHER = 7919  # added to the corpus's seed where a clip is to have nothing of another
-BPM = 4.0  # width of the tempo's bins that the probe is given
 CODERS = 16  # clips through the codec at a time
 
 
@@ -59,33 +56,6 @@ def key(profile: Profile, seed: int = 0) -> str:
     about = {k: v for k, v in plain(profile).items() if k in ("clip", "corpus", "codec", "encoder", "eval")}
     weights = checkpoint.shas(paths.checkpoints(profile.name), "codec", "tagger", f"vmas-seed{seed}")
     return sha256(TARGET, about, data_sha256(profile), weights, seed, versions.of(*STAGES))
-
-
-def summaries(model: "VMAs", split: "SplitFeatures", progress: bool = True) -> np.ndarray:
-    """What the probe reads [N,2d+bins]: mean and spread of X_v over time, and the tempo, which the beats show."""
-    import torch
-    from tqdm.auto import tqdm
-
-    from vmas.training.stages import encode
-
-    found = []
-    for i in tqdm(range(0, len(split), CODERS), desc="X_v", unit="batch", disable=None if progress else True):
-        X_v = encode(model, split.frames[i : i + CODERS])
-        found.append(torch.cat([X_v.mean(1), X_v.std(1)], 1).cpu().numpy())
-    tempo = (split.manifest["tempo_bpm"].to_numpy(float) // BPM).astype(int)
-    return np.concatenate([np.concatenate(found), np.eye(int(300 / BPM))[tempo]], 1)
-
-
-def probe(known: np.ndarray, genres: np.ndarray):
-    """A linear probe of the genre, its penalty chosen by cross-validated likelihood on the training clips."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    penalties = {"logisticregression__C": [10.0**k for k in range(-4, 2)]}
-    return GridSearchCV(model, penalties, scoring="neg_log_loss", cv=4).fit(known, genres)
 
 
 def drawn(chances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -162,8 +132,8 @@ def compute(
     model = VMAs.from_pretrained(root / f"vmas-seed{seed}", "cpu", codec)
     say("probe: what X_v tells of the genre")
     read = {s: load_split(profile, s, progress=progress) for s in ("train", "val", SPLIT)}
-    known = {s: summaries(model, split, progress) for s, split in read.items()}
-    fitted = probe(known["train"], read["train"].genres)
+    known = {s: probe.summaries(model, split, progress) for s, split in read.items()}
+    fitted = probe.fitted(known["train"], read["train"].genres)
     with evaluate.Evaluator(load_tagger(root / "tagger"), profile.clip.sample_rate) as judge:
         found = references.load(profile, SPLIT, SPLIT, codec, judge, progress)
         n, true = found.n, found.split.genres[: found.n]
@@ -195,16 +165,15 @@ def compute(
     prov = records.provenance(command, time.monotonic() - start, sha256(profile), data_sha256(profile), weights)
     extra = {
         "note": profile.note,
-        "probe": {s: _judged(fitted, known[s], split.genres) for s, split in read.items()},
+        "probe": {s: _of_probe(fitted.predict_proba(known[s]), split.genres) for s, split in read.items()},
         "picture": {"likeliest is right": float((exact.argmax(1) == true).mean())},
     }
     return Record(TARGET, profile.name, TITLE, key(profile, seed), tuple(table), prov, extra)
 
 
-def _judged(fitted: Any, known: np.ndarray, genres: np.ndarray) -> dict[str, float]:
-    chances = fitted.predict_proba(known)
-    loss = -np.log(chances[np.arange(len(genres)), genres])
-    return {"right": float((chances.argmax(1) == genres).mean()), "log loss": float(loss.mean())}
+def _of_probe(chances: np.ndarray, genres: np.ndarray) -> dict[str, float]:
+    found = probe.judged(chances, genres)
+    return {"right": float(found[probe.ACCURACY].mean()), "log loss": float(found[probe.LOSS].mean())}
 
 
 def genre_rows(said: dict[str, list[np.ndarray]], true: np.ndarray, profile: Profile, seed: int = 0) -> list[Row]:

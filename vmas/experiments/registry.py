@@ -140,6 +140,13 @@ REGISTRY: dict[str, Target] = {
             "vmas.experiments.ideal",
         ),
         Target(
+            "probe",
+            "What does X_v tell of the genre?",
+            "a linear probe of encoders that have learnt nothing, as long as in the recipe, and three times as long",
+            "21_how_good_can_it_be.ipynb",
+            "vmas.experiments.probe",
+        ),
+        Target(
             "claims",
             "Claims",
             "each sentence of the paper that the records can support or contradict, with a verdict by rule",

@@ -46,7 +46,14 @@ PERFECT: dict[str, tuple[str, str]] = {
     "Perfect, likeliest by X_v": ("#CC79A7", "v"),
     "Perfect, sees nothing": ("#999999", "X"),
 }
-KNOWN = {**SYSTEMS, **STEPS, **ENCODERS, **SETS, **LISTENERS, **PERFECT}
+# Whose X_v a probe reads, and the picture that all of them see.
+PROBED: dict[str, tuple[str, str]] = {
+    "Encoder, untrained": ("#999999", "X"),
+    "Encoder, stage 1a": ("#E69F00", "^"),
+    "Encoder, three times as long": SYSTEMS["VMAs"],
+    "The picture itself": ("#56B4E9", "o"),
+}
+KNOWN = {**SYSTEMS, **STEPS, **ENCODERS, **SETS, **LISTENERS, **PERFECT, **PROBED}
 
 
 def _family(system: str) -> str:

@@ -267,7 +267,7 @@ def unit(metric: str) -> str:
     """What a metric's axis counts."""
     if metric.startswith("FAD"):
         return "squared distance"
-    if metric.startswith("KL"):
+    if metric.startswith("KL") or metric == "log loss":
         return "nats"
     if metric.startswith("MV Align"):
         return "intersection over union"
