@@ -111,13 +111,17 @@ def told_of(record: Record) -> list[str]:
     def nats(system: str) -> str:
         return f"{record.row(system, test, LOSS).value:.2f}".lstrip("0")
 
-    (right,) = [d for d in record.extra["differences"] if (d["dataset"], d["metric"]) == (test, ACCURACY)]
-    ends = [f"{100 * right[k]:+.1f}" for k in ("difference", "lo", "hi")]
+    def points(dataset: str) -> str:
+        (d,) = [d for d in record.extra["differences"] if (d["dataset"], d["metric"]) == (dataset, ACCURACY)]
+        ends = [f"{100 * d[k]:+.1f}" for k in ("difference", "lo", "hi")]
+        return f"{ends[0]} points [{ends[1]}, {ends[2]}], {d['verdict']}"
+
     return [
-        f"names the genre of {share(LONGER)} of the test clips, after the recipe's {share(STAGE_1A)}, of an untrained "
-        f"encoder {share(UNTRAINED)}, and the picture tells {share(PICTURE)}",
-        f"({ends[0]} points [{ends[1]}, {ends[2]}], {right['verdict']}; log loss {nats(LONGER)} and {nats(STAGE_1A)} "
-        f"nats; validation clips {share(LONGER, val)} and {share(STAGE_1A, val)})",
+        f"names the genre of {share(LONGER)} of the test clips, after the recipe's {share(STAGE_1A)} ({points(test)}), "
+        f"and of {share(LONGER, val)} of the validation clips, which were asked about, after {share(STAGE_1A, val)} "
+        f"({points(val)}).",
+        f"Log loss on test clips is {nats(LONGER)} and {nats(STAGE_1A)} nats. An untrained encoder's X_v names "
+        f"{share(UNTRAINED)} of the test clips' genres, the picture {share(PICTURE)}",
     ]
 
 

@@ -97,7 +97,8 @@ def encoder(profile: Profile, seed: int, device: str = "cpu", progress: bool = T
     codec = the_codec(profile)
     model = VMAs(profile, codec)
     session = Session(profile, seed, device, progress, say)
-    model.encoder, _ = pretrain_encoder(session, open_data(profile, codec, progress=progress))
+    learnt, _ = pretrain_encoder(session, open_data(profile, codec, progress=progress))
+    model.encoder.load_state_dict(learnt.state_dict())
     return model.eval()
 
 
@@ -154,8 +155,10 @@ def compute(
         "note": profile.note,
         "encoders": list(SEEDS),
         "differences": found,
+        "draws": "encoders",
+        "chance": "the same answers dealt out to the clips at random.",
         "remarks": [
-            f"Intervals are over clips and the encoders of {len(SEEDS)} seeds; {PICTURE.lower()} has clips alone.",
+            f"Intervals are over clips and the encoders of {len(SEEDS)} trainings; {PICTURE.lower()} has clips alone.",
             *map(_told, found),
         ],
     }

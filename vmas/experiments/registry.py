@@ -143,7 +143,7 @@ REGISTRY: dict[str, Target] = {
             "probe",
             "What does X_v tell of the genre?",
             "a linear probe of encoders that have learnt nothing, as long as in the recipe, and three times as long",
-            "21_how_good_can_it_be.ipynb",
+            "22_what_the_encoder_tells.ipynb",
             "vmas.experiments.probe",
         ),
         Target(

@@ -102,8 +102,9 @@ def _pairs(record: Record, dataset: str, told: Callable[[Any], str]) -> "pd.Data
 
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for g in gains(record).query("dataset == @dataset").itertuples():
-        known = dict(zip(PAIR, (g.condition, g.against, str(g.seeds)), strict=True))
-        lines.setdefault((g.condition, g.against), known)[g.metric] = told(g)
+        pair = str(g.condition), str(g.against)
+        known = dict(zip(PAIR, (*pair, str(g.seeds)), strict=True))
+        lines.setdefault(pair, known)[str(g.metric)] = told(g)
     return pd.DataFrame(list(lines.values()), columns=list(max(lines.values(), key=len, default=PAIR))).fillna("—")
 
 

@@ -138,7 +138,7 @@ def footnotes(record: Record) -> list[str]:
         if "seeds" in record.extra:  # a sweep
             lines += _sweep_notes(record, clips)
         else:
-            many = f"; {draws[-1]} sampling seeds" if draws and draws[-1] > 1 else ""
+            many = f"; {draws[-1]} {record.extra.get('draws', 'sampling seeds')}" if draws and draws[-1] > 1 else ""
             lines.append(f"[low, high]: 95% bootstrap interval over {clips} clips per data set{many}.")
     lines += record.extra.get("remarks", [])
     lines += [MEANING[s] + "." for s in dict.fromkeys(r.status for r in record.rows)]
