@@ -199,14 +199,14 @@ def plain(record: Record, names: Sequence[str] = ()) -> str:
     With `names`, short ones for the systems in their order, systems go down and metrics across, in blocks that fit.
     """
     parts = [f"{record.title}, profile {record.profile}"]
-    short = dict(zip(systems(record), names, strict=True)) if names else {}
+    called = dict(zip(systems(record), names, strict=True)) if names else {}
     for head, table in _sections(record, apart=True):
         ours = not head.startswith("The paper")
-        if short and ours:
-            cut = blocks(table.rename(index=short))
+        if called and ours:
+            cut = blocks(table.rename(index=called))
         else:
             cut = [table.T if ours else table]
-        folds = 18 if ours and not short else HEAD
+        folds = 18 if ours and not called else HEAD
         first, *more = (_simple(part, folds) for part in cut)
         parts += [f"{head}\n{first}", *more]
     parts.append("\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in footnotes(record)))
