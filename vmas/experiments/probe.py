@@ -26,6 +26,7 @@ from vmas.records import Record, Row
 if TYPE_CHECKING:
     from vmas.features import SplitFeatures
     from vmas.model import VMAs
+    from vmas.training.sources import Data
 
 TARGET = "probe"
 TITLE = "What does X_v tell of the genre?"
@@ -84,20 +85,17 @@ def judged(chances: np.ndarray, genres: np.ndarray) -> dict[str, np.ndarray]:
     return {ACCURACY: (chances.argmax(1) == genres).astype(float), LOSS: -np.log(np.maximum(own, 1e-12))}
 
 
-def encoder(profile: Profile, seed: int, device: str = "cpu", progress: bool = True, say=lambda _: None) -> "VMAs":
+def encoder(profile: Profile, codec: Any, data: "Data", seed: int, device: str, progress: bool, say) -> "VMAs":
     """A model with the encoder that stage 1a of `seed` leaves, the rest of it as drawn; in float32."""
     from accelerate import PartialState
 
     from vmas.model import VMAs
-    from vmas.training.sources import open_data
-    from vmas.training.stages import Session, pretrain_encoder, the_codec
+    from vmas.training.stages import Session, pretrain_encoder
 
     PartialState(cpu=device == "cpu")
     profile = config.changed(profile, {"train": {"precision": "fp32"}})
-    codec = the_codec(profile)
     model = VMAs(profile, codec)
-    session = Session(profile, seed, device, progress, say)
-    learnt, _ = pretrain_encoder(session, open_data(profile, codec, progress=progress))
+    learnt, _ = pretrain_encoder(Session(profile, seed, device, progress, say), data)
     model.encoder.load_state_dict(learnt.state_dict())
     return model.eval()
 
@@ -114,12 +112,16 @@ def compute(
     from vmas.corpus.posterior import genre_posterior
     from vmas.features import load_split
     from vmas.generate import pick_device
+    from vmas.training.sources import open_data
+    from vmas.training.stages import the_codec
 
     start, device = time.monotonic(), pick_device(device)
     if profile.name == "paper":
         raise DataError("probe asks about the procedural corpus, whose genres are known; there is none at paper scale")
     root = pipeline.parts(profile, seed, progress, say=say, splits=("train", *SPLITS))
     read = {s: load_split(profile, s, progress=progress) for s in ("train", *SPLITS)}
+    codec = the_codec(profile)
+    data = open_data(profile, codec, progress=progress)
     # system → split → metric → [seeds, clips]
     scores: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     said: dict[str, dict[str, np.ndarray]] = {}  # the genres that were named, [seeds, clips]
@@ -128,7 +130,7 @@ def compute(
         chances: dict[str, list[np.ndarray]] = {s: [] for s in SPLITS}
         for s in SEEDS:
             say(f"{system}, seed {s}")
-            model = encoder(p, s, device, progress, say)
+            model = encoder(p, codec, data, s, device, progress, say)
             known = {split: summaries(model, found, progress) for split, found in read.items()}
             probe = fitted(known["train"], read["train"].genres)
             for split in SPLITS:
